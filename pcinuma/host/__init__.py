@@ -1,0 +1,1 @@
+"""The host: live PCI and NUMA topology, read from a sysfs root; knows neither libvirt nor XML."""
