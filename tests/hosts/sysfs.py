@@ -1,0 +1,211 @@
+"""Writes a :class:`~tests.hosts.build.Host` as the kernel's sysfs.
+
+Faithful to Linux (Documentation/ABI/testing/sysfs-bus-pci, sysfs-devices-node): real directories below ``sys/devices``, relative
+symlinks everywhere else, values with a newline, configuration space with the header type, bus numbers and PCI Express capability
+that the kind of port has.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Optional
+
+from tests.hosts.build import (
+    DOWNSTREAM,
+    INHERIT,
+    ROOT_PORT,
+    TO_PCI,
+    UPSTREAM,
+    Function,
+    Host,
+    Kind,
+    Odd,
+    RootComplex,
+    list_format,
+)
+
+_NO_BAR = " ".join(["0x" + "0" * 16] * 3)
+
+
+def _odd(value: Odd) -> Optional[str]:
+    return None if value is None else str(value)
+
+
+class Writer:
+    """Writes a host once; real files below ``devices``, links elsewhere."""
+
+    def __init__(self, host: Host, sys: Path) -> None:
+        self.host = host
+        self.sys = str(sys)
+        self.bar = 0x380000000000
+        self.group = 0
+
+    def write(self) -> None:
+        for folder in (
+            "bus/pci/devices",
+            "bus/mdev/devices",
+            "bus/vdpa/devices",
+            "class/net",
+            "class/block",
+            "kernel/iommu_groups",
+        ):
+            os.makedirs(f"{self.sys}/{folder}", exist_ok=True)
+        self._nodes()
+        for root in self.host.roots:
+            self._root(root)
+
+    def _file(self, path: str, text: str) -> None:
+        with open(f"{self.sys}/{path}", "w", encoding="ascii") as file:
+            file.write(text + "\n")
+
+    def _dir(self, path: str) -> None:
+        os.makedirs(f"{self.sys}/{path}", exist_ok=True)
+
+    def _link(self, path: str, target: str) -> None:
+        """A link at ``path`` to ``target`` (both below sys), relative as the kernel makes them."""
+        full = f"{self.sys}/{path}"
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        os.symlink(os.path.relpath(f"{self.sys}/{target}", os.path.dirname(full)), full)
+
+    def _nodes(self) -> None:
+        numbers = sorted(self.host.nodes)
+        self._dir("devices/system/node")
+        self._dir("devices/system/cpu")
+        online = list_format(set(numbers)) if self.host.online is None else self.host.online
+        with_cpus = list_format({n for n in numbers if self.host.nodes[n].cpus})
+        for name, text in (
+            ("online", online),
+            ("possible", list_format(set(numbers))),
+            ("has_cpu", with_cpus),
+            ("has_memory", online),
+        ):
+            self._file(f"devices/system/node/{name}", text)
+        for name in ("online", "present", "possible"):
+            self._file(f"devices/system/cpu/{name}", list_format(self.host.cpus()))
+        for number in numbers:
+            node, folder = self.host.nodes[number], f"devices/system/node/node{number}"
+            self._dir(folder)
+            distance = node.distance or [10 if other == number else 21 for other in numbers]
+            self._file(f"{folder}/cpulist", node.cpus)
+            self._file(f"{folder}/distance", " ".join(map(str, distance)))
+            self._file(
+                f"{folder}/meminfo",
+                f"Node {number} MemTotal:       {node.memory_kib} kB\nNode {number} MemFree:        {node.memory_kib // 2} kB",
+            )
+
+    def _root(self, root: RootComplex) -> None:
+        self._dir(f"{root.path}/pci_bus/{root.name[3:]}")
+        for function in root.functions:
+            self._function(function)
+
+    def _function(self, function: Function) -> None:
+        path, kind = function.path, function.kind
+        self._dir(path)
+        bridge = function.port_type in (ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI)
+        files: dict[str, Optional[str]] = {
+            "numa_node": _odd(function.own_node()),
+            "local_cpulist": self._cpulist(function),
+            "class": f"0x{kind.class_code:06x}",
+            "vendor": f"0x{kind.vendor:04x}",
+            "device": f"0x{kind.device:04x}",
+            "subsystem_vendor": f"0x{kind.vendor:04x}",
+            "subsystem_device": "0x0001",
+            "revision": "0x01",
+            "enable": "1",
+            "resource": self._resource(kind),
+            "max_link_speed": "16.0 GT/s PCIe",
+            "max_link_width": "16",
+            "uevent": f"PCI_CLASS={kind.class_code:X}\nPCI_SLOT_NAME={function.address}",
+        }
+        if function.total_vfs:
+            files["sriov_totalvfs"] = str(function.total_vfs)
+            files["sriov_numvfs"] = str(len(function.virtfns))
+            files["sriov_drivers_autoprobe"] = "1"
+        for name, text in files.items():
+            if text is not None:
+                self._file(f"{path}/{name}", text)
+        with open(f"{self.sys}/{path}/config", "wb") as file:
+            file.write(self._config(function))
+        self._link(f"bus/pci/devices/{function.address}", path)
+        driver = kind.driver if function.driver is INHERIT else function.driver
+        if driver:
+            self._dir(f"bus/pci/drivers/{driver}")
+            self._link(f"{path}/driver", f"bus/pci/drivers/{driver}")
+            self._link(f"bus/pci/drivers/{driver}/{function.address}", path)
+        if not bridge:
+            self._iommu(function)
+        self._belongings(function)
+        for number, vf in enumerate(function.virtfns):
+            self._link(f"{path}/virtfn{number}", vf.path)
+        if function.physfn:
+            self._link(f"{path}/physfn", function.physfn.path)
+        for nested in function.nested:
+            self._root(nested)
+        for child in function.children:
+            self._function(child)
+
+    def _cpulist(self, function: Function) -> Optional[str]:
+        if function.cpulist is not INHERIT:
+            return _odd(function.cpulist)
+        node = function.own_node()
+        known = self.host.nodes.get(node) if isinstance(node, int) else None
+        return known.cpus if known else list_format(self.host.cpus())
+
+    def _iommu(self, function: Function) -> None:
+        if function.iommu_group is None:
+            function.iommu_group = self.group
+        self.group = max(self.group, function.iommu_group) + 1
+        group = f"kernel/iommu_groups/{function.iommu_group}"
+        self._link(f"{group}/devices/{function.address}", function.path)
+        self._link(f"{function.path}/iommu_group", group)
+
+    def _belongings(self, function: Function) -> None:
+        path = function.path
+        for name in function.nets:
+            self._dir(f"{path}/net/{name}")
+            self._link(f"{path}/net/{name}/device", path)
+            self._link(f"class/net/{name}", f"{path}/net/{name}")
+        for name in function.blocks:
+            controller, disk = f"{path}/nvme/{name}", f"{name}n1"
+            self._dir(f"{controller}/{disk}/{disk}p1")
+            self._link(f"{controller}/device", path)
+            self._file(f"{controller}/{disk}/{disk}p1/partition", "1")
+            self._link(f"class/block/{disk}", f"{controller}/{disk}")
+            self._link(f"class/block/{disk}p1", f"{controller}/{disk}/{disk}p1")
+        for uuid, kind in function.mdevs.items():
+            self._dir(f"{path}/mdev_supported_types/{kind}/devices")
+            self._dir(f"{path}/{uuid}")
+            self._link(f"{path}/{uuid}/mdev_type", f"{path}/mdev_supported_types/{kind}")
+            self._link(f"bus/mdev/devices/{uuid}", f"{path}/{uuid}")
+        for number in function.vdpas:
+            self._dir(f"{path}/vdpa{number}/vhost-vdpa-{number}")
+            self._file(f"{path}/vdpa{number}/vhost-vdpa-{number}/dev", f"511:{number}")
+            self._link(f"bus/vdpa/devices/vdpa{number}", f"{path}/vdpa{number}")
+
+    def _resource(self, kind: Kind) -> str:
+        lines: list[str] = []
+        for size, sort in kind.bars:
+            self.bar = -(-self.bar // size) * size
+            flags = {"mem32": 0x40200, "pref64": 0x14220C, "io": 0x40101}[sort]
+            lines.append(f"0x{self.bar:016x} 0x{self.bar + size - 1:016x} 0x{flags:016x}")
+            if sort == "pref64":
+                lines.append(_NO_BAR)
+            self.bar += size
+        return "\n".join(lines + [_NO_BAR] * (13 - len(lines)))
+
+    def _config(self, function: Function) -> bytes:
+        kind, config = function.kind, bytearray(256)
+        struct.pack_into("<HHHH", config, 0, kind.vendor, kind.device, 0x0406, 0x0010)
+        struct.pack_into("<I", config, 8, kind.class_code << 8 | 1)
+        slot, _ = function.address.rsplit(".", 1)
+        multifunction = any(other != function.address and other.rsplit(".", 1)[0] == slot for other in self.host.functions)
+        bridge = function.port_type in (ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI)
+        config[0x0E] = (1 if bridge else 0) | (0x80 if multifunction else 0)
+        if bridge:
+            buses = [int(f.address[-7:-5], 16) for child in function.children for f in child.bridges()]
+            config[0x18:0x1B] = bytes([int(function.address[-7:-5], 16), min(buses, default=0), max(buses, default=0)])
+        config[0x34] = 0x40
+        struct.pack_into("<BBH", config, 0x40, 0x10, 0, 2 | function.port_type << 4)
+        return bytes(config)
