@@ -1,0 +1,334 @@
+"""A private host for tests: a real libvirtd, QEMU and all, that shares nothing with the machine it runs on.
+
+:class:`PrivateLibvirt` makes namespaces (mount, PID, network, IPC, hostname) in which ``/etc``, ``/run``, ``/var`` and ``/dev``
+are its own, and starts virtlogd and libvirtd there. ``/dev`` has no ``kvm`` (where KVM is there but unusable, libvirt hangs), so
+guests are ``<domain type='qemu'>``. Everything private lies below :attr:`PrivateLibvirt.base`, visible from outside, so a test
+connects to :attr:`PrivateLibvirt.uri` from its own process and reads logs and state as files. ``/tmp`` and the checkout are the
+machine's own, at the same paths inside and outside.
+
+Lifetime: the namespaces end, with every process in them, when the context manager is left, and also when the test process dies in
+any way. Several instances run side by side. With ``root`` the same is done inside a chroot of another distribution.
+
+What can be started here: guests with emulated devices. A domain with a real passthrough device (hostdev, nvme disk, mdev, vDPA)
+can be *defined*, and a start of it runs the qemu hook at ``prepare begin`` and then fails in libvirt, since there is no VFIO.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Callable, Mapping, Optional, Sequence, TypeVar, Union
+
+import libvirt
+import psutil
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+NAMESPACE_SCRIPT = Path(__file__).with_name("harness_namespace.sh")
+START_TIMEOUT = 90.0
+PRIVATE_FOLDERS = (
+    *("dev", "run", "etc/libvirt/hooks"),
+    *("var/tmp", "var/log/libvirt", "var/lib/libvirt", "var/cache/libvirt/qemu"),
+)
+
+LIBVIRTD_CONF = """\
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+max_clients = 200
+log_outputs = "3:file:/var/log/libvirt/libvirtd.log"
+"""
+QEMU_CONF = """\
+user = "root"
+group = "root"
+cgroup_controllers = []
+namespaces = []
+security_driver = "none"
+dynamic_ownership = 0
+remember_owner = 0
+"""
+
+T = TypeVar("T")
+Argument = Union[str, "os.PathLike[str]"]
+
+# QEMU's capabilities as libvirt probed them, by root: the second instance of a test run does not probe again.
+_probed: dict[Path, Path] = {}
+
+
+class HarnessError(Exception):
+    """The private host did not do what it was asked for; the text holds the output of whatever failed."""
+
+
+def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = 20.0, interval: float = 0.01) -> T:
+    """Call ``predicate`` until it returns something true, and return that. ``what`` completes "waited N s for …"."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise HarnessError(f"waited {timeout:g} s for {what}")
+        time.sleep(interval)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def unavailable(root: Path = Path("/")) -> Optional[str]:
+    """Why no private libvirtd can run on this machine; None if it can."""
+    if os.geteuid() != 0:
+        return "needs root (namespaces and a system libvirtd)"
+    for program in ("usr/sbin/libvirtd", "usr/sbin/virtlogd", "usr/bin/virsh"):
+        if not (root / program).exists():
+            return f"{root / program} is not installed"
+    return None
+
+
+class PrivateLibvirt:
+    """A libvirtd in namespaces of its own. Use it as a context manager.
+
+    ``root``: the distribution to run (``/``: this machine's). ``host_tree``: what pcinuma started inside reads instead of ``/``
+    (``PCINUMA_ROOT``). ``libvirtd``: start it at once; otherwise :meth:`start_libvirtd` does.
+    """
+
+    def __init__(self, *, root: Path = Path("/"), host_tree: Optional[Path] = None, libvirtd: bool = True) -> None:
+        self.root = root
+        self.host_tree = host_tree
+        self.base = Path(tempfile.mkdtemp(prefix="pcinuma-host-"))
+        self.uri = f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"
+        self._libvirtd_wanted = libvirtd
+        self._namespace: Optional[subprocess.Popen[bytes]] = None
+        self._init: Optional[psutil.Process] = None
+        self._connections: list[libvirt.virConnect] = []
+
+    # Lifetime.
+
+    def __enter__(self) -> PrivateLibvirt:
+        try:
+            self._make_tree()
+            self._enter_namespaces()
+            if self._libvirtd_wanted:
+                self.start_libvirtd()
+        except BaseException:
+            self.close()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End every process of the private host and remove its files. May be called twice."""
+        for connection in self._connections:
+            try:
+                connection.close()
+            except libvirt.libvirtError:
+                pass  # its libvirtd is gone already
+        self._connections.clear()
+        if self._namespace is not None:
+            inside = self.processes()
+            self._namespace.kill()
+            self._namespace.wait()
+            if self._init is not None:
+                inside.append(self._init)
+            until(lambda: all(map(ended, inside)), "the processes inside to end")
+            self._namespace = None
+            self._init = None
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def _make_tree(self) -> None:
+        shutil.copytree(self.root / "etc", self.base / "etc", symlinks=True, ignore=_not_copied)
+        for folder in PRIVATE_FOLDERS:
+            (self.base / folder).mkdir(parents=True, exist_ok=True)
+        (self.base / "var/run").symlink_to("/run")
+        libvirt_folder = self.base / "etc/libvirt"
+        (libvirt_folder / "libvirtd.conf").write_text(LIBVIRTD_CONF)
+        (libvirt_folder / "qemu.conf").write_text(QEMU_CONF)
+        (libvirt_folder / "virtlogd.conf").write_text("")
+        if self.root in _probed:
+            shutil.copytree(_probed[self.root], self.path("/var/cache/libvirt/qemu/capabilities"))
+
+    def _enter_namespaces(self) -> None:
+        # The parent-death signal ends unshare with the test process, and unshare's --kill-child ends everything inside.
+        log = (self.base / "namespace.log").open("wb")
+        self._namespace = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL"),
+                *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"),
+                *("sh", str(NAMESPACE_SCRIPT), str(self.base), str(self.root), str(CHECKOUT)),
+            ],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+        log.close()
+        namespace = self._namespace
+        ready = self.base / "ready"
+        until(lambda: ready.exists() or namespace.poll() is not None, "the namespaces", START_TIMEOUT, 0.005)
+        if not ready.exists():
+            raise HarnessError(f"the namespaces could not be made: {(self.base / 'namespace.log').read_text()}")
+        (self._init,) = psutil.Process(namespace.pid).children()
+
+    # Processes inside.
+
+    def popen(
+        self, argv: Sequence[Argument], *, env: Optional[Mapping[str, str]] = None, **options: Any
+    ) -> subprocess.Popen[str]:
+        """Start ``argv`` inside, with the checkout as working directory. ``Popen.pid`` is nsenter's: signal by :meth:`processes`."""
+        if self._init is None:
+            raise HarnessError("the private host is not running")
+        environment = {
+            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "LANG": "C.UTF-8",
+            **({"PCINUMA_ROOT": str(self.host_tree)} if self.host_tree else {}),
+            **(env or {}),
+        }
+        enter = ["/usr/bin/nsenter", "-t", str(self._init.pid), "-m", "-p", "-n", "-i", "-u", "-r"]
+        options = {"stdin": subprocess.DEVNULL, "text": True, **options}
+        return subprocess.Popen([*enter, "--", "env", "-C", str(CHECKOUT), *_words(argv)], env=environment, **options)
+
+    def run(
+        self,
+        argv: Sequence[Argument],
+        *,
+        input: Optional[str] = None,
+        env: Optional[Mapping[str, str]] = None,
+        check: bool = True,
+        timeout: float = 120,
+    ) -> subprocess.CompletedProcess[str]:
+        """Run ``argv`` inside and return what it printed. ``check``: a non-zero exit raises HarnessError with its stderr."""
+        process = self.popen(
+            argv,
+            env=env,
+            stdin=subprocess.DEVNULL if input is None else subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            out, err = process.communicate(input, timeout=timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.communicate()
+            raise
+        if check and process.returncode != 0:
+            raise HarnessError(f"{' '.join(_words(argv))}: exit {process.returncode}: {err or out}")
+        return subprocess.CompletedProcess(list(argv), process.returncode, out, err)
+
+    def virsh(self, *arguments: Argument, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run virsh inside, on the private libvirtd."""
+        return self.run(["virsh", "-q", "-c", "qemu:///system", *arguments], check=check)
+
+    @property
+    def python(self) -> str:
+        """The interpreter that runs the checkout inside: the distribution's own."""
+        return "/usr/bin/python3"
+
+    def processes(self, name: Optional[str] = None) -> list[psutil.Process]:
+        """Everything that runs inside (but the first process), or what is called ``name`` (its first argument's last part)."""
+        if self._init is None:
+            return []
+        found = []
+        for process in self._init.children(recursive=True) if self._init.is_running() else []:
+            try:
+                if name is None or name in (process.name(), Path((process.cmdline() or [""])[0]).name):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
+    # libvirt.
+
+    def start_libvirtd(self) -> None:
+        """Start virtlogd (if it is not there) and libvirtd, and wait until libvirtd answers."""
+        if not self.processes("virtlogd"):
+            self.run(["virtlogd", "-d", "-p", "/run/virtlogd.pid"])
+        self.run(["libvirtd", "-d", "-p", "/run/libvirtd.pid"])
+        try:
+            until(self._answers, "libvirtd to answer", START_TIMEOUT, 0.02)
+        except HarnessError as error:
+            raise HarnessError(f"{error}; its log: {self.log()}") from error
+        capabilities = self.path("/var/cache/libvirt/qemu/capabilities")
+        if self.root not in _probed and capabilities.is_dir():
+            kept = Path(tempfile.mkdtemp(prefix="pcinuma-capabilities-"))
+            atexit.register(shutil.rmtree, kept, ignore_errors=True)
+            _probed[self.root] = Path(shutil.copytree(capabilities, kept / "capabilities"))
+
+    def _answers(self) -> bool:
+        try:
+            connection = libvirt.open(self.uri)
+        except libvirt.libvirtError:
+            return False
+        connection.close()
+        return True
+
+    def stop_libvirtd(self, *, kill: bool = False) -> None:
+        """Stop libvirtd (``kill``: by SIGKILL). Guests keep running, as on any host."""
+        daemons = self.processes("libvirtd")
+        for daemon in daemons:
+            daemon.kill() if kill else daemon.terminate()
+        until(lambda: all(map(ended, daemons)), "libvirtd to stop", 30)
+
+    def restart(self) -> None:
+        """Stop libvirtd and start it again."""
+        self.stop_libvirtd()
+        self.start_libvirtd()
+
+    def connect(self) -> libvirt.virConnect:
+        """A connection from the test process; closed with the private host."""
+        connection = libvirt.open(self.uri)
+        self._connections.append(connection)
+        return connection
+
+    def install_hook(self, hook: Path, name: str = "qemu") -> Path:
+        """Install ``hook`` as /etc/libvirt/hooks/NAME; restarts libvirtd if it runs, for it looks for hooks when it starts."""
+        target = self.path("/etc/libvirt/hooks") / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(hook, target)
+        target.chmod(0o755)
+        if self.processes("libvirtd"):
+            self.restart()
+        return target
+
+    # Files.
+
+    def path(self, inside: str) -> Path:
+        """Where a path below the private /etc, /run or /var lies for the test process."""
+        return self.base / inside.lstrip("/")
+
+    def log(self) -> str:
+        """libvirtd's log since the private host began."""
+        return _text(self.path("/var/log/libvirt/libvirtd.log"))
+
+    def guest_log(self, domain: str) -> str:
+        """QEMU's log of a domain: its command lines and what it complained about."""
+        return _text(self.path(f"/var/log/libvirt/qemu/{domain}.log"))
+
+
+def _words(argv: Sequence[Argument]) -> list[str]:
+    return [os.fspath(argument) for argument in argv]
+
+
+def _text(file: Path) -> str:
+    return file.read_text(errors="replace") if file.exists() else ""
+
+
+def _not_copied(folder: str, names: list[str]) -> list[str]:
+    """What of /etc a private host does not inherit: other people's libvirt and pcinuma, and what is no file."""
+    skipped = [name for name in names if name in ("libvirt", "pcinuma") and Path(folder).name == "etc"]
+    for name in names:
+        file = Path(folder, name)
+        if not (file.is_symlink() or file.is_dir() or file.is_file()):
+            skipped.append(name)
+    return skipped

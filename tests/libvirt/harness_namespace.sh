@@ -1,0 +1,41 @@
+#!/bin/sh
+# The first process of a private host: mounts a libvirt installation of its own over ROOT's and then reaps children until it is killed.
+# Run by harness.py as: unshare --mount --pid --net --ipc --uts --fork --kill-child sh harness_namespace.sh BASE ROOT CHECKOUT
+# BASE is the folder with what is private (etc, run, var, dev); ROOT is / or a chroot of another distribution.
+set -eu
+base=$1 root=${2%/} checkout=$3
+
+mount --make-rprivate /
+mount -t proc proc "$root/proc"
+# A new sysfs shows this network namespace; read-only, and without the machine's cgroups.
+mount -t sysfs -o ro sysfs "$root/sys"
+ip link set lo up
+
+# A /dev with the harmless devices only: with /dev/kvm in sight but unusable, libvirt's probing of QEMU hangs for minutes.
+mount -t tmpfs -o mode=755 tmpfs "$base/dev"
+for node in null zero full random urandom tty; do
+    : > "$base/dev/$node"
+    mount --bind "/dev/$node" "$base/dev/$node"
+done
+mkdir "$base/dev/pts" "$base/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$base/dev/pts"
+mount -t tmpfs tmpfs "$base/dev/shm"
+ln -s pts/ptmx "$base/dev/ptmx"
+ln -s /proc/self/fd "$base/dev/fd"
+ln -s /proc/self/fd/0 "$base/dev/stdin"
+ln -s /proc/self/fd/1 "$base/dev/stdout"
+ln -s /proc/self/fd/2 "$base/dev/stderr"
+
+if [ -n "$root" ]; then
+    mkdir -p "$root$checkout"
+    mount --rbind /tmp "$root/tmp"
+    mount --bind "$checkout" "$root$checkout"
+fi
+mount --rbind "$base/dev" "$root/dev"
+mount --bind "$base/etc" "$root/etc"
+mount --bind "$base/var" "$root/var"
+mount --bind "$base/run" "$root/run"
+
+: > "$base/ready"
+# shellcheck disable=SC2016  # expanded by the inner shell
+exec chroot "$root/" /bin/sh -c 'cd /; while :; do sleep 1000000 & wait $!; done'
