@@ -1,0 +1,174 @@
+"""A stock kernel to boot guests with: fetched from the distribution, unpacked into a cache, never installed.
+
+On Debian and its kin the kernel comes from ``apt-get download`` of what the meta package depends on; elsewhere (and where apt reaches
+no mirror) from ``/lib/modules/*/vmlinuz`` of a kernel that is installed. In both cases the cache directory ends up holding, per release::
+
+    RELEASE/vmlinuz                 the bzImage; OVMF boots this one
+    RELEASE/vmlinux                 the ELF inside it; QEMU boots it directly by PVH, in half the time
+    RELEASE/lib/modules/RELEASE     the modules that the lab may load, with modules.dep
+
+A release directory is complete or absent: it is built beside and renamed. A lock serialises builders.
+"""
+
+from __future__ import annotations
+
+import bz2
+import fcntl
+import lzma
+import shutil
+import struct
+import subprocess
+import tempfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+from pcinuma.lab import LabError
+
+DEFAULT_CACHE = Path("/var/cache/pcinuma/lab")
+META_PACKAGE = "linux-image-amd64"
+
+_MODULE_FOLDERS = (
+    *("arch/x86", "crypto", "lib", "virt", "fs/9p", "fs/fscache", "fs/netfs", "fs/overlayfs"),
+    *("drivers/block", "drivers/char/hw_random", "drivers/md", "drivers/net", "drivers/nvme", "drivers/pci", "drivers/vfio"),
+    *("drivers/virtio", "net/9p", "net/802", "net/8021q", "net/bridge", "net/core", "net/ipv6", "net/llc"),
+)
+_NOT_NEEDED = ("drivers/net/wireless", "drivers/net/usb", "drivers/net/ethernet/mellanox", "drivers/net/can")
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """An unpacked kernel. ``modules`` is the directory that holds ``modules.dep``."""
+
+    release: str
+    bzimage: Path
+    vmlinux: Path
+    modules: Path
+
+    @classmethod
+    def in_folder(cls, folder: Path) -> Kernel:
+        release = folder.name
+        return cls(release, folder / "vmlinuz", folder / "vmlinux", folder / "lib" / "modules" / release)
+
+
+def fetch(cache: Path = DEFAULT_CACHE) -> Kernel:
+    """The kernel in ``cache``, put there first if need be. Raises :class:`LabError` that says what is missing."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with _locked(cache):
+        present = sorted(folder for folder in cache.iterdir() if (folder / "vmlinux").is_file())
+        if present:
+            return Kernel.in_folder(present[-1])
+        with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
+            return _install(_unpack(Path(scratch)), cache, Path(scratch))
+
+
+@contextmanager
+def _locked(cache: Path) -> Iterator[None]:
+    with (cache / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _run(*argv: str, cwd: Optional[Path] = None) -> str:
+    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise LabError(f"{argv[0]} failed: {' '.join(done.stderr.split())[-300:]}", subject=" ".join(argv))
+    return done.stdout
+
+
+def _unpack(scratch: Path) -> Path:
+    """A directory that looks like a root with ``lib/modules/RELEASE`` and ``boot/vmlinuz-RELEASE``."""
+    tree = scratch / "tree"
+    if shutil.which("apt-get") and shutil.which("dpkg-deb"):
+        try:
+            package = _download(scratch)
+        except LabError:
+            if _installed_kernel() is None:
+                raise
+        else:
+            tree.mkdir()
+            _run("dpkg-deb", "-x", str(package), str(tree))
+            return tree
+    image = _installed_kernel()
+    if image is None:
+        raise LabError("there is no kernel to boot guests with", hint="install a kernel package (one that owns /lib/modules/*/vmlinuz)")
+    return _copy_installed(image, tree)
+
+
+def _download(scratch: Path) -> Path:
+    depends = _run("apt-cache", "depends", "--no-suggests", META_PACKAGE)
+    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line]
+    if not names:
+        raise LabError("apt knows no kernel package", subject=META_PACKAGE, hint="run apt-get update")
+    _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", names[0], cwd=scratch)
+    return next(scratch.glob("*.deb"))
+
+
+def _installed_kernel() -> Optional[Path]:
+    """The newest kernel image that is installed together with its modules."""
+    found = [file for file in Path("/lib/modules").glob("*/vmlinuz") if file.is_file()]
+    found += [file for file in Path("/boot").glob("vmlinuz-*") if Path("/lib/modules", file.name[len("vmlinuz-") :]).is_dir()]
+    return max(found, key=lambda file: file.stat().st_mtime, default=None)
+
+
+def _copy_installed(image: Path, tree: Path) -> Path:
+    release = image.parent.name if image.name == "vmlinuz" else image.name[len("vmlinuz-") :]
+    (tree / "boot").mkdir(parents=True)
+    shutil.copy(image, tree / "boot" / f"vmlinuz-{release}")
+    shutil.copytree(Path("/lib/modules") / release, tree / "lib" / "modules" / release, symlinks=True)
+    return tree
+
+
+def _install(tree: Path, cache: Path, scratch: Path) -> Kernel:
+    image = next((tree / "boot").glob("vmlinuz-*"), None)
+    if image is None:
+        raise LabError("the kernel package holds no /boot/vmlinuz", subject=str(tree))
+    release = image.name[len("vmlinuz-") :]
+    source = next(folder for folder in (tree / "lib/modules" / release, tree / "usr/lib/modules" / release) if folder.is_dir())
+    folder = scratch / release
+    modules = folder / "lib" / "modules" / release
+    for name in _MODULE_FOLDERS:
+        if (source / "kernel" / name).is_dir():
+            unwanted = shutil.ignore_patterns(*(item.rsplit("/", 1)[1] for item in _NOT_NEEDED))
+            shutil.copytree(source / "kernel" / name, modules / "kernel" / name, symlinks=True, ignore=unwanted)
+    for name in ("modules.builtin", "modules.builtin.modinfo", "modules.order"):
+        if (source / name).is_file():
+            shutil.copy(source / name, modules / name)
+    _run("depmod", "-b", str(folder), release)
+    shutil.copy(image, folder / "vmlinuz")
+    (folder / "vmlinux").write_bytes(elf_of(image.read_bytes()))
+    folder.rename(cache / release)
+    return Kernel.in_folder(cache / release)
+
+
+def elf_of(bzimage: bytes) -> bytes:
+    """The ELF file inside a bzImage (header fields: Linux' ``Documentation/x86/boot.rst``)."""
+    if bzimage[0x202:0x206] != b"HdrS":
+        raise LabError("not a bzImage")
+    setup_sectors = bzimage[0x1F1] or 4
+    offset, length = struct.unpack_from("<II", bzimage, 0x248)
+    payload = bzimage[(setup_sectors + 1) * 512 + offset :][:length]
+    elf = _decompress(payload)
+    if elf[:4] != b"\x7fELF":
+        raise LabError("the payload of the bzImage is no ELF file")
+    return elf
+
+
+def _decompress(payload: bytes) -> bytes:
+    if payload.startswith(b"\xfd7zXZ"):
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload)
+    if payload.startswith(b"\x1f\x8b"):
+        return zlib.decompressobj(31).decompress(payload)
+    if payload.startswith(b"BZh"):
+        return bz2.BZ2Decompressor().decompress(payload)
+    # The last four bytes are the size that the kernel's build appends.
+    for magic, tool in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\x02\x21\x4c\x18", "lz4")):
+        if payload.startswith(magic):
+            done = subprocess.run([tool, "-dc"], input=payload[:-4], capture_output=True, check=False)
+            if done.returncode == 0:
+                return done.stdout
+            raise LabError(f"{tool} cannot decompress the kernel", hint=f"install {tool}")
+    raise LabError("the kernel is compressed in a way that the lab does not know", subject=payload[:6].hex())

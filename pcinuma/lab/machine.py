@@ -1,0 +1,137 @@
+"""Running QEMU until the guest has said its last word.
+
+The serial console goes to a file; the machine ends by resetting itself (``-no-reboot``), and is killed when its time is up. An exit code
+says nothing about a guest, so callers judge what the console says. KVM is used where a guest really boots with it: a ``/dev/kvm`` that
+exists may still hang.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Optional
+
+from pcinuma.lab import LabError, initramfs
+from pcinuma.lab.kernel import Kernel
+
+CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr"
+_OVMF = (
+    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
+    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
+    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
+)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A machine that has ended: its console, and the seconds that it took."""
+
+    console: str
+    seconds: float
+    timed_out: bool
+
+
+def binary() -> str:
+    """The QEMU of this machine."""
+    for candidate in (shutil.which("qemu-system-x86_64"), shutil.which("qemu-kvm"), "/usr/libexec/qemu-kvm"):
+        if candidate and Path(candidate).is_file():
+            return candidate
+    raise LabError("there is no QEMU for x86-64", hint="install qemu-system-x86 (Debian) or qemu-kvm (Fedora)")
+
+
+def ovmf() -> tuple[Path, Path]:
+    """OVMF's code and variables."""
+    for code, variables in _OVMF:
+        if Path(code).is_file() and Path(variables).is_file():
+            return Path(code), Path(variables)
+    raise LabError("there is no OVMF firmware", hint="install ovmf (Debian) or edk2-ovmf (Fedora)")
+
+
+def run(
+    argv: Sequence[str],
+    *,
+    timeout: float,
+    scratch: Path,
+    watch: Optional[Callable[[str], None]] = None,
+    stop_at: Optional[str] = None,
+) -> Run:
+    """Run QEMU with ``argv`` (no serial console in it) until it exits, ``stop_at`` shows on the console, or ``timeout`` seconds are over.
+
+    ``watch`` is called with each new complete line. Raises :class:`LabError` if QEMU refuses its command line.
+    """
+    console = scratch / "console.log"
+    console.write_bytes(b"")
+    started = time.monotonic()
+    timed_out = False
+    with (scratch / "qemu.log").open("w+") as errors:
+        process = subprocess.Popen(
+            [*argv, "-serial", f"file:{console}"], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, close_fds=True
+        )
+        try:
+            seen = 0
+            while True:
+                code = process.poll()
+                text = console.read_text(errors="replace")
+                if watch is not None:
+                    lines = text.replace("\r", "").split("\n")[:-1]
+                    for line in lines[seen:]:
+                        watch(line)
+                    seen = len(lines)
+                if code is not None or (stop_at is not None and stop_at in text):
+                    break
+                if time.monotonic() - started > timeout:
+                    timed_out = True
+                    break
+                time.sleep(0.05)
+        finally:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        if code not in (None, 0):
+            errors.seek(0)
+            raise LabError(f"QEMU ended with {code}: {errors.read().strip()[-600:]}")
+    return Run(console.read_text(errors="replace"), time.monotonic() - started, timed_out)
+
+
+@cache
+def accelerator(kernel: Kernel) -> str:
+    """``kvm`` if a guest boots with it in a few seconds, else ``tcg``."""
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return "tcg"
+    with tempfile.TemporaryDirectory(prefix="pcinuma-lab-") as scratch:
+        try:
+            done = boot_tree(kernel, ["-accel", "kvm", "-machine", "q35", "-cpu", "max", "-m", "256"], Path(scratch), timeout=8)
+        except LabError:
+            return "tcg"
+    return "kvm" if initramfs.END in done.console else "tcg"
+
+
+def boot_tree(
+    kernel: Kernel, hardware: Sequence[str], scratch: Path, *, firmware: str = "seabios", timeout: float = 60, aperture_mib: int = 0
+) -> Run:
+    """Boot ``hardware`` (arguments for QEMU) with the kernel that prints its tree.
+
+    ``aperture_mib``: the size of the 64-bit window that OVMF is to make, 0 for its default.
+    """
+    initrd = scratch / "tree.cpio"
+    if not initrd.exists():
+        initrd.write_bytes(initramfs.tree_image())
+    argv = [binary(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", *hardware]
+    if firmware == "ovmf":
+        code, variables = ovmf()
+        own = scratch / "vars.fd"
+        shutil.copy(variables, own)
+        argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"]
+        argv += ["-drive", f"if=pflash,format=raw,unit=1,file={own}"]
+        if aperture_mib:
+            argv += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={aperture_mib}"]
+    image = kernel.vmlinux if firmware == "seabios" else kernel.bzimage
+    argv += ["-kernel", str(image), "-initrd", str(initrd), "-append", CMDLINE]
+    return run(argv, timeout=timeout, scratch=scratch)
