@@ -40,18 +40,14 @@ class Kind:
 
 
 GPU = Kind(0x030200, 0x10DE, 0x20B2, "nvidia", ((16 * _MIB, "mem32"), (1 << 36, "pref64"), (32 * _MIB, "pref64")))
-VGA = Kind(
-    0x030000, 0x10DE, 0x1E04, "nouveau", ((16 * _MIB, "mem32"), (256 * _MIB, "pref64"), (32 * _MIB, "pref64"), (128, "io"))
-)
+VGA = Kind(0x030000, 0x10DE, 0x1E04, "nouveau", ((16 * _MIB, "mem32"), (256 * _MIB, "pref64"), (32 * _MIB, "pref64"), (128, "io")))
 AUDIO = Kind(0x040300, 0x10DE, 0x10F7, "snd_hda_intel", ((16384, "mem32"),))
 NIC = Kind(0x020000, 0x15B3, 0x101D, "mlx5_core", ((32 * _MIB, "pref64"),))
 E810 = Kind(0x020000, 0x8086, 0x1592, "ice", ((128 * _MIB, "pref64"), (65536, "pref64")))
 VF = Kind(0x020000, 0x8086, 0x1889, "iavf", ((131072, "pref64"), (16384, "pref64")))
 NVME = Kind(0x010802, 0x144D, 0xA80A, "nvme", ((16384, "pref64"),))
 USB = Kind(0x0C0330, 0x8086, 0xA12F, "xhci_hcd", ((65536, "pref64"),))
-SATA = Kind(
-    0x010601, 0x8086, 0xA102, "ahci", ((8192, "mem32"), (256, "mem32"), (8, "io"), (4, "io"), (32, "io"), (524288, "mem32"))
-)
+SATA = Kind(0x010601, 0x8086, 0xA102, "ahci", ((8192, "mem32"), (256, "mem32"), (8, "io"), (4, "io"), (32, "io"), (524288, "mem32")))
 BRIDGE = Kind(0x060400, 0x8086, 0x2030, "pcieport", ())
 SWITCH = Kind(0x060400, 0x10B5, 0x8796, "pcieport", ())
 

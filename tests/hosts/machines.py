@@ -57,9 +57,7 @@ def eight_gpus() -> Host:
     for number in range(4):
         bus = 0x20 + 0x30 * number
         root = host.rc(f"pci0000:{bus:02x}", node=number // 2)
-        ports = root.port(f"{bus:02x}:01.0").switch(
-            f"{bus + 1:02x}:00.0", [f"{bus + 2:02x}:{slot:02x}.0" for slot in (0, 4, 8, 0xC)]
-        )
+        ports = root.port(f"{bus:02x}:01.0").switch(f"{bus + 1:02x}:00.0", [f"{bus + 2:02x}:{slot:02x}.0" for slot in (0, 4, 8, 0xC)])
         for port, offset, kind in zip(ports, (4, 5, 6, 7), (GPU, GPU, NIC, NIC)):
             port.device(f"{bus + offset:02x}:00.0", kind)
     return host
