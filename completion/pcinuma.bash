@@ -1,0 +1,38 @@
+# Completion of pcinuma for bash. The words per command are kept in step with `pcinuma COMMAND --help` by a test.
+# shellcheck shell=bash
+
+_pcinuma() {
+    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command=${COMP_WORDS[1]} choices=""
+    COMPREPLY=()
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(_pcinuma_words commands)" -- "$word")
+        return
+    fi
+    case $previous in
+        --group-by) choices="root-complex switch node" ;;
+        --policy) choices="preferred required" ;;
+    esac
+    if [ -n "$choices" ]; then
+        mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word")
+    elif [[ $word == -* ]]; then
+        mapfile -t COMPREPLY < <(compgen -W "$(_pcinuma_words "$command")" -- "$word")
+    elif [ "$command" = proxy ] && [ "$COMP_CWORD" -eq 2 ]; then
+        mapfile -t COMPREPLY < <(compgen -W "enable disable status" -- "$word")
+    else
+        case $command in
+            status | plan | apply | revert | enable | disable | verify | explain | topology | attach | detach)
+                mapfile -t COMPREPLY < <(compgen -W "$(virsh -q list --all --name 2>/dev/null)" -- "$word")
+                ;;
+            *) compopt -o default ;;
+        esac
+    fi
+}
+
+_pcinuma_words() {
+    case $1 in
+        commands) echo "status plan apply revert enable disable verify explain topology attach detach place check capture proxy demo --help --version" ;;
+        *) echo "--help --json" ;;
+    esac
+}
+
+complete -F _pcinuma pcinuma
