@@ -130,9 +130,9 @@ def unfit_parameter(method: str, parameters: Mapping[str, Any]) -> Optional[str]
     for name, takes in inputs.items():
         value = parameters.get(name)
         if value is None:
-            if takes.optional:
-                continue
-            return name
+            if not takes.optional:
+                return name
+            continue
         if not isinstance(value, _TYPES[takes.type]) or (takes.type == "int" and isinstance(value, bool)):
             return name
     return None

@@ -1,0 +1,68 @@
+"""structlog, set up once: priorities for the journal, colours on a terminal, plain lines with a time elsewhere.
+
+One event per decision; what it is about is in the fields. Threads may log too.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any, Mapping, MutableMapping, TextIO
+
+import structlog
+
+log: structlog.types.FilteringBoundLogger = structlog.get_logger("pcinumad")
+
+_PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
+"""sd-daemon(3): the number in ``<N>`` at the start of a line."""
+
+
+def configure(stream: TextIO = sys.stderr, *, debug: bool = False) -> None:
+    """Log to ``stream`` from now on."""
+    processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
+    if is_journal(stream):
+        processors.append(_journal_line)
+    elif stream.isatty():
+        processors += [structlog.processors.TimeStamper("%H:%M:%S", utc=False), structlog.dev.ConsoleRenderer()]
+    else:
+        processors += [structlog.processors.TimeStamper("iso"), _plain_line]
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=False,
+    )
+
+
+def is_journal(stream: TextIO) -> bool:
+    """Whether ``stream`` goes to the journal, by ``JOURNAL_STREAM`` (systemd.exec(5))."""
+    try:
+        device, _, inode = os.environ.get("JOURNAL_STREAM", "").partition(":")
+        status = os.fstat(stream.fileno())
+        return (status.st_dev, status.st_ino) == (int(device), int(inode))
+    except (ValueError, OSError):
+        return False
+
+
+def _journal_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    priority = _PRIORITIES[event.pop("level")]
+    lines = _words(event).splitlines()
+    return "\n".join(f"<{priority}>{line}" for line in lines)
+
+
+def _plain_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
+    return f"{event.pop('timestamp')} {event.pop('level'):<8}{_words(event)}"
+
+
+def _words(event: MutableMapping[str, Any]) -> str:
+    text = str(event.pop("event"))
+    exception = event.pop("exception", None)
+    fields = " ".join(f"{name}={_word(value)}" for name, value in event.items() if value is not None)
+    text = f"{text} {fields}" if fields else text
+    return f"{text}\n{exception}" if exception else text
+
+
+def _word(value: object) -> str:
+    text = str(value)
+    return repr(text) if not text or any(character.isspace() or character in "\"'=" for character in text) else text

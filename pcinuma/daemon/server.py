@@ -1,0 +1,223 @@
+"""Varlink's wire format on a unix socket: JSON messages that end with a NUL, answered in order.
+
+A peer costs nobody else anything: it must be root or the daemon's own user (SO_PEERCRED), a message may be 16 MiB long and take ten seconds to
+arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. One connection may stay open and idle.
+
+:meth:`Server._answer` is the boundary where every error of a call becomes an error reply. Source: https://varlink.org.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from pathlib import Path
+from typing import Any, Awaitable, Callable, Mapping, NamedTuple, Optional
+
+from pcinuma import __version__
+from pcinuma.daemon.client import INTERFACE, MAX_MESSAGE
+from pcinuma.daemon.interface import DESCRIPTIONS, INPUTS, unfit_parameter
+from pcinuma.daemon.log import log
+from pcinuma.errors import DaemonError, PcinumaError
+
+MESSAGE_TIME = 10.0
+MAX_CONNECTIONS = 256
+BACKLOG = 256
+_CHUNK = 65536
+_VARLINK = "org.varlink.service"
+
+Parameters = Mapping[str, Any]
+Handler = Callable[[Parameters], Awaitable[Mapping[str, Any]]]
+
+
+class Peer(NamedTuple):
+    """Who is at the other end of a connection."""
+
+    pid: int
+    uid: int
+    gid: int
+
+
+class VarlinkError(Exception):
+    """An error reply of the wire format itself."""
+
+    def __init__(self, error: str, **parameters: str) -> None:
+        super().__init__(error)
+        self.error = error
+        self.parameters = parameters
+
+
+def listen(path: Path) -> socket.socket:
+    """A socket that listens on ``path``, for its owner only. Raises DaemonError if a daemon listens there already, or if that fails."""
+    try:
+        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            try:
+                probe.connect(str(path))
+                raise DaemonError("a daemon listens here already", subject=str(path), hint="stop it first: systemctl stop pcinuma")
+            except FileNotFoundError:
+                pass
+            except ConnectionRefusedError:
+                path.unlink()  # of a daemon that was killed
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        raise DaemonError(f"cannot listen ({error.strerror or error})", subject=str(path)) from None
+    return listener
+
+
+class Server:
+    """Answers calls on a listening socket with ``handlers`` (full method name -> coroutine function)."""
+
+    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+        self._handlers: Mapping[str, Handler] = {
+            **handlers,
+            f"{_VARLINK}.GetInfo": self._get_info,
+            f"{_VARLINK}.GetInterfaceDescription": self._get_interface_description,
+        }
+        self._allowed = {0, os.geteuid()}
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server: Optional[asyncio.AbstractServer] = None
+
+    async def start(self, listener: socket.socket) -> None:
+        """Accept connections from now on."""
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_CHUNK)
+
+    async def stop(self) -> None:
+        """Accept no more connections and end those that there are; calls that are being answered get a moment to end."""
+        if self._server is not None:
+            self._server.close()
+        for connection in self._connections:
+            connection.cancel()
+        if self._connections:
+            await asyncio.wait(self._connections, timeout=2.0)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        try:
+            if len(self._connections) >= MAX_CONNECTIONS:
+                log.warning("connection refused: too many", connections=len(self._connections))
+                return
+            self._connections.add(task)
+            await self._converse(reader, writer, _peer(writer))
+        except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
+            log.debug("connection ended", error=str(error) or type(error).__name__)
+        finally:
+            self._connections.discard(task)
+            writer.close()
+
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
+        buffer = bytearray()
+        while True:
+            message = await _message(reader, buffer)
+            if message is None:
+                return
+            call = _call(message)
+            if call is None:
+                log.warning("connection ended: not a varlink call", pid=peer.pid, uid=peer.uid)
+                return
+            if peer.uid not in self._allowed:
+                log.warning("call refused: not root", method=call.get("method"), pid=peer.pid, uid=peer.uid)
+                reply: dict[str, Any] = {"error": f"{_VARLINK}.PermissionDenied", "parameters": {}}
+            else:
+                reply = await self._answer(call["method"], call.get("parameters") or {})
+            if not call.get("oneway"):
+                writer.write(json.dumps(reply).encode("ascii") + b"\0")
+                await asyncio.wait_for(writer.drain(), MESSAGE_TIME)
+            if peer.uid not in self._allowed:
+                return
+
+    async def _answer(self, method: str, parameters: Parameters) -> dict[str, Any]:
+        try:
+            handler = self._handlers.get(method)
+            if handler is None:
+                interface = method.rpartition(".")[0]
+                if interface not in DESCRIPTIONS:
+                    raise VarlinkError("InterfaceNotFound", interface=interface)
+                raise VarlinkError("MethodNotImplemented" if method in INPUTS else "MethodNotFound", method=method)
+            unfit = unfit_parameter(method, parameters)
+            if unfit is not None:
+                raise VarlinkError("InvalidParameter", parameter=unfit)
+            return {"parameters": await handler(parameters)}
+        except VarlinkError as error:
+            return {"error": f"{_VARLINK}.{error.error}", "parameters": error.parameters}
+        except PcinumaError as error:
+            message = f"{error.subject}: {error.what}" if error.subject else error.what
+            return _failure(message, error.hint)
+        except Exception as error:
+            log.exception("call failed", method=method)
+            return _failure(f"pcinumad failed ({type(error).__name__}: {error})", "please report it, with: journalctl -u pcinuma")
+
+    async def _get_info(self, _parameters: Parameters) -> Mapping[str, Any]:
+        return {
+            "vendor": "pcinuma",
+            "product": "pcinumad",
+            "version": __version__,
+            "url": "",
+            "interfaces": sorted(DESCRIPTIONS),
+        }
+
+    async def _get_interface_description(self, parameters: Parameters) -> Mapping[str, Any]:
+        description = DESCRIPTIONS.get(parameters["interface"])
+        if description is None:
+            raise VarlinkError("InterfaceNotFound", interface=parameters["interface"])
+        return {"description": description}
+
+
+def _failure(message: str, hint: Optional[str]) -> dict[str, Any]:
+    return {"error": f"{INTERFACE}.Error", "parameters": {"message": message, "hint": hint}}
+
+
+async def _message(reader: asyncio.StreamReader, buffer: bytearray) -> Optional[bytes]:
+    """The next message without its NUL; None at the end of the stream, and when a message is longer than allowed.
+
+    Raises TimeoutError if a message that has begun takes too long to arrive.
+    """
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + MESSAGE_TIME if buffer else None
+    searched = 0
+    while True:
+        end = buffer.find(b"\0", searched)
+        if end >= 0:
+            message = bytes(buffer[:end])
+            del buffer[: end + 1]
+            return message
+        searched = len(buffer)
+        if searched > MAX_MESSAGE:
+            log.warning("connection ended: message too long", limit=MAX_MESSAGE)
+            return None
+        if deadline is None:
+            part = await reader.read(_CHUNK)
+            deadline = clock() + MESSAGE_TIME
+        else:
+            part = await asyncio.wait_for(reader.read(_CHUNK), max(0.0, deadline - clock()))
+        if not part:
+            return None
+        buffer += part
+
+
+def _call(message: bytes) -> Optional[dict[str, Any]]:
+    """A varlink call, None if ``message`` is none."""
+    try:
+        call = json.loads(message)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(call, dict) or not isinstance(call.get("method"), str):
+        return None
+    if not isinstance(call.get("parameters") or {}, dict):
+        return None
+    return call
+
+
+def _peer(writer: asyncio.StreamWriter) -> Peer:
+    connection = writer.get_extra_info("socket")
+    size = struct.calcsize("3i")
+    return Peer(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))
