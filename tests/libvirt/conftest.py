@@ -16,7 +16,7 @@ from tests.libvirt.harness import PrivateLibvirt, unavailable
 @pytest.fixture(scope="session")
 def libvirt_host() -> Iterator[PrivateLibvirt]:
     """One private libvirtd for all tests that only define, validate or look."""
-    _require()
+    require()
     with PrivateLibvirt() as host:
         yield host
 
@@ -24,12 +24,12 @@ def libvirt_host() -> Iterator[PrivateLibvirt]:
 @pytest.fixture
 def fresh_host() -> Iterator[PrivateLibvirt]:
     """A private libvirtd for this test alone (about half a second)."""
-    _require()
+    require()
     with PrivateLibvirt() as host:
         yield host
 
 
-def _require() -> None:
+def require() -> None:
     reason = unavailable()
     if reason:
         pytest.skip(reason)

@@ -1,0 +1,108 @@
+"""Other versions of libvirt and QEMU: Debian releases as chroots, made by debootstrap from the mirror that apt uses here.
+
+A chroot is made once and kept (about 650 MB each) in :func:`folder`. It holds libvirt, QEMU and what pcinuma needs to run inside with
+the release's own Python; :class:`~tests.libvirt.harness.PrivateLibvirt` runs it (``root=``). Nothing is installed on this machine:
+where debootstrap is missing, its package is unpacked into the same folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+PACKAGES = (
+    *("libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "iproute2", "kmod"),
+    *("python3", "python3-libvirt", "python3-lxml", "python3-psutil", "python3-structlog"),
+)
+
+
+@dataclass(frozen=True)
+class Release:
+    """A Debian release. ``why``: what makes it worth a run."""
+
+    suite: str
+    why: str
+
+
+RELEASES = (
+    Release("bullseye", "the oldest that Debian has: libvirt 7.0, QEMU 5.2, Python 3.9"),
+    Release("trixie", "the present stable: libvirt 11.3, QEMU 10.0"),
+    Release("sid", "the newest that Debian has"),
+)
+
+
+class ChrootError(Exception):
+    """A chroot could not be made; the text holds the end of what the failed step printed."""
+
+
+def folder() -> Path:
+    """Where chroots are kept: ``PCINUMA_CHROOTS``, or /var/tmp/pcinuma-chroots."""
+    return Path(os.environ.get("PCINUMA_CHROOTS", "/var/tmp/pcinuma-chroots"))
+
+
+def made(release: Release) -> bool:
+    """Whether the chroot is there already."""
+    return (folder() / release.suite).is_dir()
+
+
+def chroot(release: Release) -> Path:
+    """The root directory of ``release``; made if it is not there (one to three minutes). Needs root and the network."""
+    target = folder() / release.suite
+    if target.is_dir():
+        return target
+    folder().mkdir(parents=True, exist_ok=True)
+    unfinished = target.with_suffix(".unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    environment, program = _debootstrap()
+    _run([program, "--variant=minbase", release.suite, str(unfinished), _mirror()], environment)
+    # apt resolves what debootstrap's --include cannot (virtual packages, pre-dependencies); no service may start there.
+    (unfinished / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
+    (unfinished / "usr/sbin/policy-rc.d").chmod(0o755)
+    install = "apt-get -q update && apt-get -q -y --no-install-recommends install \"$@\" && apt-get -q clean"
+    _run(["chroot", str(unfinished), "sh", "-c", install, "sh", *PACKAGES], {**environment, "DEBIAN_FRONTEND": "noninteractive"})
+    unfinished.rename(target)
+    return target
+
+
+def _run(command: list[str], environment: dict[str, str]) -> None:
+    """Run one step in namespaces of its own: whatever a package's scripts mount or start ends with it."""
+    done = subprocess.run(
+        ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise ChrootError(f"{' '.join(command)}: exit {done.returncode}: {done.stdout[-3000:]}")
+
+
+def _mirror() -> str:
+    """The Debian mirror of this machine's own apt configuration."""
+    targets = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", "Origin: Debian", "Label: Debian"],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    ).stdout.split()
+    return targets[0] if targets else "http://deb.debian.org/debian"
+
+
+def _debootstrap() -> tuple[dict[str, str], str]:
+    """debootstrap's environment and path: the installed one, else its package unpacked."""
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
+    installed = shutil.which("debootstrap", path=environment["PATH"])
+    if installed:
+        return environment, installed
+    unpacked = folder() / "debootstrap"
+    if not (unpacked / "usr/sbin/debootstrap").exists():
+        unpacked.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "-qq", "download", "debootstrap"], cwd=unpacked, check=True)
+        (package,) = unpacked.glob("debootstrap_*.deb")
+        subprocess.run(["dpkg", "-x", str(package), str(unpacked)], check=True)
+        package.unlink()
+    return {**environment, "DEBOOTSTRAP_DIR": str(unpacked / "usr/share/debootstrap")}, str(unpacked / "usr/sbin/debootstrap")

@@ -1,0 +1,101 @@
+"""Domains for tests on a real libvirt, and what their XML says about where a device is.
+
+The reading side is written apart from pcinuma's own: it follows libvirt's controllers from the device up to its expander bus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from lxml import etree
+
+from tests.hosts.build import GPU, NIC, Host
+
+GPU_0, NIC_0, GPU_1, NIC_1 = "0000:17:00.0", "0000:18:00.0", "0000:b3:00.0", "0000:b4:00.0"
+
+
+def small_host(directory: Path) -> Path:
+    """A tree of two nodes of one CPU each, so that vCPU pins to it exist on any two-core test machine: :data:`GPU_0` and
+    :data:`NIC_0` on node 0, :data:`GPU_1` and :data:`NIC_1` on node 1."""
+    host = Host().node(0, "0").node(1, "1")
+    for name, node, bus in (("pci0000:16", 0, 0x17), ("pci0000:b2", 1, 0xB3)):
+        root = host.rc(name, node=node)
+        root.port(f"{bus - 1:02x}:00.0").device(f"{bus:02x}:00.0", GPU)
+        root.port(f"{bus - 1:02x}:02.0").device(f"{bus + 1:02x}:00.0", NIC)
+    return host.write(directory)
+
+
+def hostdev(address: str) -> str:
+    """A passthrough device as people write it, without a guest address."""
+    domain, bus, rest = address.split(":")
+    slot, function = rest.split(".")
+    source = f"<address domain='0x{domain}' bus='0x{bus}' slot='0x{slot}' function='0x{function}'/>"
+    return f"<hostdev mode='subsystem' type='pci' managed='yes'><source>{source}</source></hostdev>"
+
+
+def guest(
+    name: str,
+    devices: Sequence[str] = (),
+    *,
+    uuid: Optional[str] = None,
+    pinned: bool = True,
+    policy: Optional[str] = None,
+    extra: str = "",
+    metadata: str = "",
+    machine: str = "q35",
+) -> str:
+    """A domain with two NUMA cells, pinned to :func:`small_host`'s two nodes or (``pinned=False``) to none, with ``devices`` passed
+    through. ``extra``: more below ``<devices>``."""
+    owner = f"<p:pcinuma xmlns:p='urn:pcinuma:domain:1' policy='{policy}'/>" if policy else ""
+    return f"""<domain type='qemu'>
+  <name>{name}</name>
+  {f"<uuid>{uuid}</uuid>" if uuid else ""}
+  <metadata>{owner}{metadata}</metadata>
+  <memory unit='MiB'>128</memory>
+  <vcpu>2</vcpu>
+  {"<cputune><vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='1' cpuset='1'/></cputune>" if pinned else ""}
+  <os><type arch='x86_64' machine='{machine}'>hvm</type></os>
+  <features><acpi/></features>
+  <cpu><model>qemu64</model><numa>
+    <cell id='0' cpus='0' memory='64' unit='MiB'/>
+    <cell id='1' cpus='1' memory='64' unit='MiB'/>
+  </numa></cpu>
+  <devices>{"".join(map(hostdev, devices))}{extra}</devices>
+</domain>"""
+
+
+def cells(xml: str) -> dict[str, Optional[int]]:
+    """Host address of each passthrough device -> the guest cell of the expander bus that it is below; None on the default root."""
+    root = etree.fromstring(xml)
+    controllers = {int(c.get("index", "")): c for c in root.iterfind("devices/controller[@type='pci']")}
+    found: dict[str, Optional[int]] = {}
+    for device in root.iterfind("devices/hostdev"):
+        source, address = device.find("source/address"), device.find("address")
+        assert source is not None and address is not None
+        cell = None
+        while cell is None and address is not None and int(address.get("bus", "0"), 16):
+            controller = controllers[int(address.get("bus", ""), 16)]
+            node = controller.find("target/node")
+            cell = int(node.text or "") if node is not None else None
+            address = controller.find("address")
+        numbers = [int(source.get(key, ""), 16) for key in ("domain", "bus", "slot", "function")]
+        found["{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)] = cell
+    return found
+
+
+def controllers(xml: str) -> list[tuple[int, str, Optional[str], Optional[str]]]:
+    """The PCI controllers: (index, model, address as written, busNr), in order of index."""
+    rows = []
+    for controller in etree.fromstring(xml).iterfind("devices/controller[@type='pci']"):
+        address, target = controller.find("address"), controller.find("target")
+        rows.append(
+            (
+                int(controller.get("index", "")),
+                controller.get("model", ""),
+                etree.tostring(address, with_tail=False).decode() if address is not None else None,
+                target.get("busNr") if target is not None else None,
+            )
+        )
+    return sorted(rows)

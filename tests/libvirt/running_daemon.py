@@ -1,0 +1,121 @@
+"""pcinumad in a private host, started from the checkout as a process of its own, and calls to it over its socket."""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import psutil
+
+from pcinuma.daemon.client import decode, encode
+from pcinuma.errors import DaemonError
+from tests.libvirt.harness import HarnessError, PrivateLibvirt, ended, until
+
+SOCKET = "/run/pcinuma/pcinuma.sock"
+
+
+class RunningDaemon:
+    """The daemon inside ``host``, reading ``host.host_tree``. A context manager; :meth:`kill` and :meth:`start` in between are allowed."""
+
+    def __init__(self, host: PrivateLibvirt) -> None:
+        self.host = host
+        self.process: Optional[psutil.Process] = None
+        self._log = host.base / "pcinumad.log"
+
+    def __enter__(self) -> RunningDaemon:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        if self.process is not None:
+            self.kill()
+
+    def start(self, *, connected: bool = True) -> None:
+        """Start it and wait until it answers (``connected``: and until it has libvirt and looked at all domains)."""
+        before = {process.pid for process in self._found()}
+        self.host.path("/run/pcinuma").mkdir(exist_ok=True)
+        with self._log.open("ab") as log:
+            self.host.popen([self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
+        (self.process,) = until(lambda: [p for p in self._found() if p.pid not in before], "pcinumad to start")
+        try:
+            until(lambda: self._answers(connected), "pcinumad to answer", 30)
+        except HarnessError as error:
+            raise HarnessError(f"{error}; its log: {self.log()}") from error
+
+    def _found(self) -> list[psutil.Process]:
+        found = []
+        for process in self.host.processes():
+            try:
+                if process.cmdline()[1:3] == ["-m", "pcinuma.daemon"] and not ended(process):
+                    found.append(process)
+            except (psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue
+        return found
+
+    def _answers(self, connected: bool) -> bool:
+        try:
+            return not connected or bool(self.call("Status")["libvirt"]["connected"])
+        except DaemonError:
+            return False
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """End it by a signal and wait until it is gone."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        if not ended(process):
+            process.send_signal(number)
+            process.send_signal(signal.SIGCONT)
+        until(lambda: ended(process), "pcinumad to end", 30)
+
+    def freeze(self) -> None:
+        """Stop it without ending it: it accepts connections and never answers."""
+        assert self.process is not None
+        self.process.suspend()
+
+    def thaw(self) -> None:
+        assert self.process is not None
+        self.process.resume()
+
+    def log(self) -> str:
+        """What it wrote so far."""
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def call(self, method: str, parameters: Optional[Mapping[str, Any]] = None, timeout: float = 30.0) -> dict[str, Any]:
+        """Call a method of io.pcinuma. Raises DaemonError as the command's own client does."""
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+            connection.settimeout(timeout)
+            try:
+                connection.connect(str(self.host.path(SOCKET)))
+                connection.sendall(encode(method, parameters))
+                answer = b""
+                while not answer.endswith(b"\0"):
+                    part = connection.recv(1 << 20)
+                    if not part:
+                        raise DaemonError("the daemon hung up before it answered")
+                    answer += part
+            except OSError as error:
+                raise DaemonError(f"no answer: {error}") from error
+            return decode(answer)
+
+    def status(self, domain: str) -> Optional[dict[str, Any]]:
+        """What Status says of one domain, None if it does not list it."""
+        for entry in self.call("Status")["domains"]:
+            if entry["name"] == domain:
+                return dict(entry)
+        return None
+
+    def outcome(self, domain: str) -> Optional[tuple[str, Optional[str]]]:
+        """The last decision about a domain as (outcome, reason), None before the first."""
+        entry = self.status(domain)
+        return (entry["outcome"], entry["reason"]) if entry and entry["outcome"] else None
+
+
+def state_files(host: PrivateLibvirt) -> list[Path]:
+    """What the daemon keeps on disk."""
+    return sorted(file for file in host.path("/var/lib/pcinuma").rglob("*") if file.is_file())
