@@ -61,7 +61,9 @@ def chroot(release: Release) -> Path:
     # apt resolves what debootstrap's --include cannot (virtual packages, pre-dependencies); no service may start there.
     (unfinished / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     (unfinished / "usr/sbin/policy-rc.d").chmod(0o755)
-    install = "apt-get -q update && apt-get -q -y --no-install-recommends install \"$@\" && apt-get -q clean"
+    # A mirror may be older than its own promise to be fresh (a frozen copy of sid): what it has is what is tested.
+    stale = "-o Acquire::Check-Valid-Until=false"
+    install = f"apt-get -q {stale} update && apt-get -q -y --no-install-recommends install \"$@\" && apt-get -q clean"
     _run(["chroot", str(unfinished), "sh", "-c", install, "sh", *PACKAGES], {**environment, "DEBIAN_FRONTEND": "noninteractive"})
     unfinished.rename(target)
     return target

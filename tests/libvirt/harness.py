@@ -83,8 +83,14 @@ def ended(process: psutil.Process) -> bool:
         return True
 
 
-def unavailable(root: Path = Path("/")) -> Optional[str]:
+def default_root() -> Path:
+    """The root directory of the distribution under test (``PCINUMA_TEST_ROOT``, else this machine's own)."""
+    return Path(os.environ.get("PCINUMA_TEST_ROOT", "/"))
+
+
+def unavailable() -> Optional[str]:
     """Why no private libvirtd can run on this machine; None if it can."""
+    root = default_root()
     if os.geteuid() != 0:
         return "needs root (namespaces and a system libvirtd)"
     for program in ("usr/sbin/libvirtd", "usr/sbin/virtlogd", "usr/bin/virsh"):
@@ -96,12 +102,12 @@ def unavailable(root: Path = Path("/")) -> Optional[str]:
 class PrivateLibvirt:
     """A libvirtd in namespaces of its own. Use it as a context manager.
 
-    ``root``: the distribution to run (``/``: this machine's). ``host_tree``: what pcinuma started inside reads instead of ``/``
-    (``PCINUMA_ROOT``). ``libvirtd``: start it at once; otherwise :meth:`start_libvirtd` does.
+    ``root``: the distribution to run (default: ``PCINUMA_TEST_ROOT``, else this machine's own). ``host_tree``: what pcinuma started
+    inside reads instead of ``/`` (``PCINUMA_ROOT``). ``libvirtd``: start it at once; otherwise :meth:`start_libvirtd` does.
     """
 
-    def __init__(self, *, root: Path = Path("/"), host_tree: Optional[Path] = None, libvirtd: bool = True) -> None:
-        self.root = root
+    def __init__(self, *, root: Optional[Path] = None, host_tree: Optional[Path] = None, libvirtd: bool = True) -> None:
+        self.root = root or default_root()
         self.host_tree = host_tree
         self.base = Path(tempfile.mkdtemp(prefix="pcinuma-host-"))
         self.uri = f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"
