@@ -1,0 +1,96 @@
+"""The privileged side of a relay's questions: asks the daemon, within the deadline, and says in the journal why a
+call went as it came.
+
+Only these three questions can be asked, whatever a relay sends, and the answer never holds more than an XML. The
+daemon decides (policy, managed save, who enabled what); a refusal under policy ``required`` is the hook's to
+pronounce, which libvirt runs next and whose sentence it shows to the client, so here it means: as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import time
+from pathlib import Path
+from typing import Any, Optional
+
+import structlog
+
+from pcinuma.daemon import client
+from pcinuma.errors import DaemonError
+from pcinuma.proxy.identity import Identity
+from pcinuma.proxy.questions import QUESTION_MAX, Question, Topic, frame
+
+_log = structlog.get_logger("pcinuma.proxy")
+
+
+class Broker:
+    """Answers relays. ``daemon``: the daemon's socket; ``timeout``: seconds that it has for an answer."""
+
+    def __init__(self, daemon: Path, timeout: float) -> None:
+        self._daemon = daemon
+        self._timeout = timeout
+
+    async def serve(self, pipe: socket.socket, who: Identity) -> None:
+        """Answer one relay until it ends."""
+        reader, writer = await asyncio.open_unix_connection(sock=pipe, limit=QUESTION_MAX)
+        try:
+            while True:
+                raw = json.loads((await reader.readuntil(b"\0"))[:-1])
+                question = Question(Topic(raw["topic"]), raw["domain"], raw["xml"])
+                writer.write(frame({"number": raw["number"], "xml": await self._answer(question, who)}))
+                await writer.drain()
+        except (asyncio.IncompleteReadError, OSError):
+            pass  # the relay has ended
+        except (ValueError, KeyError, TypeError, asyncio.LimitOverrunError) as error:
+            _log.error("a relay asked what no relay asks", uid=who.uid, client_pid=who.pid, error=str(error))
+        finally:
+            writer.close()
+
+    async def _answer(self, question: Question, who: Identity) -> Optional[str]:
+        """The XML to put in the call, None to leave it."""
+        began = time.monotonic()
+        try:
+            return await asyncio.wait_for(self._ask(question), self._timeout)
+        except asyncio.TimeoutError:
+            reason = f"the daemon did not answer within {self._timeout:g} s"
+        except DaemonError as error:
+            reason = error.sentence()
+        except (OSError, asyncio.IncompleteReadError) as error:
+            reason = f"the daemon cannot be asked ({getattr(error, 'strerror', None) or type(error).__name__})"
+        except (asyncio.LimitOverrunError, KeyError, TypeError) as error:
+            reason = f"the daemon's answer is none ({error!r})"
+        _log.warning(
+            "forwarded as it came",
+            call=question.topic.value,
+            domain=question.domain,
+            reason=reason,
+            uid=who.uid,
+            client_pid=who.pid,
+            duration_ms=round((time.monotonic() - began) * 1000, 1),
+        )
+        return None
+
+    async def _ask(self, question: Question) -> Optional[str]:
+        if question.topic is Topic.START:
+            await self._call("PrepareStart", {"domain_uuid": question.domain})
+            return None
+        if question.topic is Topic.CREATE:
+            placed = await self._call("Place", {"xml": question.xml, "caller": "proxy"})
+            return None if placed["refused"] else _changed(str(placed["xml"]), question.xml)
+        found = await self._call("AttachAddress", {"domain_uuid": question.domain, "device_xml": question.xml})
+        return _changed(str(found["device_xml"]), question.xml) if found["changed"] else None
+
+    async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
+        reader, writer = await asyncio.open_unix_connection(str(self._daemon), limit=client.MAX_MESSAGE)
+        try:
+            writer.write(client.encode(method, parameters))
+            await writer.drain()
+            return client.decode(await reader.readuntil(b"\0"))
+        finally:
+            writer.close()
+
+
+def _changed(new: str, old: Optional[str]) -> Optional[str]:
+    return None if new == old else new

@@ -1,0 +1,318 @@
+"""One client's connection: a process that passes bytes and descriptors both ways, with the client's rights.
+
+Two directions, each a :class:`Lane`: it reads only when everything that it read before has been written, so a peer
+that does not read stops the other one, as it would without a proxy, and a connection never keeps more than one chunk
+and one held call.
+
+Client to libvirt, the messages are framed; one that starts a guest or plugs a device in is held until it is complete,
+the parent is asked, and then it goes on, changed or as it came; nothing of the same client overtakes it. Libvirt to
+client, messages are framed only until libvirt has answered the client's connect-open, then chunks pass as they are. A
+call is held only on a connection that libvirt has opened for writing, so whoever libvirt turns away never causes a
+placement.
+
+Descriptors: the kernel ends a read at the byte that carries some, and a sender of this protocol gives each its own
+byte, so they are sent on with the last byte of the chunk that they came with, alone.
+
+Ends: end of file is passed on as such once everything before it has been; a client that is gone altogether (hang-up)
+leaves what it sent to be delivered for ``LINGER`` seconds and no longer; when libvirt has closed, the client gets
+what is left and the relay ends.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import time
+from collections import deque
+from typing import Optional, Union
+
+import structlog
+
+from pcinuma.proxy import calls, wire
+from pcinuma.proxy.lane import CHUNK, Lane
+from pcinuma.proxy.questions import Answer, ParentGone, Question, QuestionPipe, Topic
+from pcinuma.proxy.wire import Framing, Header, Kind, WireError
+
+LINGER = 10.0
+_Call = Union[calls.Start, calls.Create, calls.Attach]
+_log = structlog.get_logger("pcinuma.proxy")
+
+
+class Relay:
+    """The connection of one client. ``questions`` leads to the parent; None where nothing is ever to be asked (a
+    read-only upstream)."""
+
+    def __init__(self, client: socket.socket, upstream: socket.socket, questions: QuestionPipe, read_only: bool = False) -> None:
+        for sock in (client, upstream):
+            sock.setblocking(False)
+        self._client = client
+        self._upstream = upstream
+        self._client_number, self._upstream_number = client.fileno(), upstream.fileno()
+        self._questions = questions
+        self._up = Lane(client, upstream)
+        self._down = Lane(upstream, client)
+        self._buffer = memoryview(bytearray(CHUNK))
+
+        self._calls = Framing(calls.PROCEDURES | {calls.Procedure.CONNECT_OPEN}, self._holds)
+        self._inbox = bytearray()  # what the client sent and may not go on yet
+        self._inbox_descriptors: deque[tuple[int, list[int]]] = deque()  # what came with the inbox's byte before that offset
+        self._needed = 0  # size of the inbox at which it is worth looking at again
+        self._pending: Optional[tuple[bytes, _Call]] = None
+
+        self._replies = Framing({calls.Procedure.CONNECT_OPEN}, self._answers_open)
+        self._reply_head = b""
+        self._open: Optional[tuple[int, calls.Open]] = None  # serial and arguments of the client's connect-open
+        self._opening = not read_only  # libvirt's answer to it is still of interest
+        self._may_start = False
+
+        self._poll = select.poll()
+        self._masks: dict[int, int] = {}
+        self._hung_up = False
+        self._until: Optional[float] = None
+        self._said_end = False
+
+    def run(self) -> None:
+        """Relay until both ends are done, or the parent is gone."""
+        client, upstream, parent = self._client_number, self._upstream_number, self._questions.fileno()
+        poll, handle, up, down = self._poll.poll, self._handle, self._up, self._down
+        self._poll.register(parent, select.POLLIN)
+        try:
+            while not self._done():
+                self._watch(client, self._wants_client(), down)
+                self._watch(upstream, down.idle and not down.ended and not down.broken, up)
+                handle(poll(self._patience()))
+                if self._masks == {client: select.POLLIN, upstream: select.POLLIN}:
+                    while self._flows():
+                        handle(poll())
+                self._keep_time()
+        except ParentGone:
+            return
+        finally:
+            up.drop()
+            down.drop()
+
+    # The loop's parts
+
+    def _handle(self, ready: list[tuple[int, int]]) -> None:
+        for descriptor, events in ready:
+            if descriptor == self._client_number:
+                if events == select.POLLIN:
+                    self._from_client()
+                else:
+                    self._client_ready(events)
+            elif descriptor == self._upstream_number:
+                if events == select.POLLIN:
+                    self._from_libvirt()
+                else:
+                    self._upstream_ready(events)
+            else:
+                self._hear_parent()
+
+    def _flows(self) -> bool:
+        """Nothing waits anywhere: both ends are to be read and nothing else."""
+        return self._up.flows and self._down.flows and self._pending is None and not self._hung_up
+
+    def _wants_client(self) -> bool:
+        return self._up.idle and self._pending is None and not self._up.ended and not self._up.broken
+
+    def _watch(self, descriptor: int, readable: bool, outgoing: Lane) -> None:
+        mask = (select.POLLIN if readable else 0) | (0 if outgoing.idle else select.POLLOUT)
+        if self._masks.get(descriptor) == mask:
+            return
+        if mask == 0 and self._hung_up and descriptor == self._client_number:
+            if descriptor in self._masks:  # its hang-up is known: only not to be told of it again and again
+                self._poll.unregister(descriptor)
+                del self._masks[descriptor]
+            return
+        self._poll.register(descriptor, mask)
+        self._masks[descriptor] = mask
+
+    def _client_ready(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._down.flush()
+        if events & select.POLLIN and self._wants_client():
+            self._from_client()
+        if events & (select.POLLHUP | select.POLLERR) and not self._hung_up:
+            self._hung_up = True
+            self._until = time.monotonic() + LINGER
+            self._masks[self._client_number] = -1  # look at it anew
+
+    def _upstream_ready(self, events: int) -> None:
+        if events & select.POLLOUT:
+            self._up.flush()
+        if events & select.POLLIN and self._down.idle and not self._down.ended:
+            self._from_libvirt()
+        elif events & (select.POLLHUP | select.POLLERR) and (self._down.broken or not events & select.POLLIN):
+            self._down.ended = True
+
+    def _patience(self) -> Optional[float]:
+        """Milliseconds until something has to be done though nothing happens."""
+        if self._pending is None and self._until is None:
+            return None
+        waits = [seconds for seconds in (self._questions.remaining, self._lingering()) if seconds is not None]
+        return min(waits) * 1000 + 1 if waits else None
+
+    def _lingering(self) -> Optional[float]:
+        return None if self._until is None else max(0.0, self._until - time.monotonic())
+
+    def _keep_time(self) -> None:
+        if self._pending is not None and self._questions.remaining == 0:
+            _log.warning("forwarded as it came", reason="the proxy's parent process did not answer in time")
+            self._go_on(self._questions.give_up())
+
+    def _done(self) -> bool:
+        if self._down.ended and (self._down.idle or self._down.broken):
+            return True
+        everything_sent = self._up.ended and self._up.idle and self._pending is None
+        if self._hung_up:
+            return everything_sent or self._up.broken or self._lingering() == 0
+        if everything_sent and not self._said_end and not self._up.broken:
+            self._said_end = True
+            try:
+                self._upstream.shutdown(socket.SHUT_WR)
+            except OSError:
+                self._up.broken = True
+        return False
+
+    # From the client
+
+    def _from_client(self) -> None:
+        size, descriptors = self._up.receive(self._buffer)
+        if self._up.ended:
+            self._calls.blind = True  # whatever is left never becomes whole
+        if self._inbox or descriptors:
+            self._inbox += self._buffer[:size]
+            if descriptors:
+                self._inbox_descriptors.append((len(self._inbox), descriptors))
+            self._drain()
+            return
+        data = self._buffer[:size]
+        passed, held = self._calls.scan(data)
+        if passed:
+            self._up.put(data[:passed], [])
+        if passed < size:
+            self._inbox += data[passed:]
+            if self._consider(held):
+                self._drain()
+
+    def _drain(self) -> None:
+        """Let go on of the inbox what may."""
+        while self._inbox and self._pending is None and (len(self._inbox) >= self._needed or self._calls.blind):
+            passed, held = self._calls.scan(self._inbox)
+            self._pass_on(passed)
+            if not self._consider(held):
+                return
+
+    def _consider(self, held: Optional[Header]) -> bool:
+        """Deal with the message at the inbox's start, of which ``held`` is the header if there is enough for one;
+        False if more has to come."""
+        if held is None:
+            self._needed = len(self._inbox) + 1
+            return False
+        if self._inbox_descriptors and self._inbox_descriptors[0][0] <= held.length:
+            self._calls.blind = True  # no sender of this protocol puts a descriptor inside a message
+            return True
+        self._needed = held.length
+        if len(self._inbox) < held.length:
+            return False
+        message = bytes(self._inbox[: held.length])
+        call = self._understood(held, message)
+        self._calls.release(message)
+        self._needed = 0
+        if call is None or not self._ask(message, call):
+            self._pass_on(held.length)
+        else:
+            self._take_from_inbox(held.length)
+        return True
+
+    def _understood(self, header: Header, message: bytes) -> Optional[_Call]:
+        try:
+            if header.procedure == calls.Procedure.CONNECT_OPEN:
+                self._open = header.serial, calls.read_open(message)
+                return None
+            return calls.read_call(message)
+        except WireError:
+            return None  # libvirt will say what is wrong with it
+
+    def _ask(self, message: bytes, call: _Call) -> bool:
+        try:
+            if isinstance(call, calls.Start):
+                question = Question(Topic.START, domain=call.domain)
+            elif isinstance(call, calls.Create):
+                question = Question(Topic.CREATE, xml=call.xml.value.decode())
+            else:
+                question = Question(Topic.ATTACH, domain=call.domain, xml=call.xml.value.decode())
+        except UnicodeDecodeError:
+            _log.warning("forwarded as it came", reason="its XML is not UTF-8")
+            return False
+        self._questions.ask(question)
+        self._pending = message, call
+        return True
+
+    def _hear_parent(self) -> None:
+        answer = self._questions.take()
+        if answer is not None and self._pending is not None:
+            self._go_on(answer)
+
+    def _go_on(self, answer: Answer) -> None:
+        """Send the held call, with the answer's XML if there is one, and what came after it."""
+        assert self._pending is not None
+        message, call = self._pending
+        self._pending = None
+        if answer.xml is not None and not isinstance(call, calls.Start):
+            try:
+                message = calls.with_xml(message, call.xml, answer.xml.encode())
+            except WireError as error:
+                _log.warning("forwarded as it came", reason=str(error))
+        self._up.put(memoryview(message), [])
+        self._drain()
+
+    def _pass_on(self, size: int) -> None:
+        """Send the first bytes of the inbox, each descriptor with the byte that it came with."""
+        sent = 0
+        while self._inbox_descriptors and self._inbox_descriptors[0][0] <= size:
+            end, descriptors = self._inbox_descriptors.popleft()
+            self._up.put(memoryview(bytes(self._inbox[sent:end])), descriptors)
+            sent = end
+        if sent < size:
+            self._up.put(memoryview(bytes(self._inbox[sent:size])), [])
+        self._take_from_inbox(size)
+
+    def _take_from_inbox(self, size: int) -> None:
+        del self._inbox[:size]
+        self._inbox_descriptors = deque((end - size, descriptors) for end, descriptors in self._inbox_descriptors)
+
+    def _holds(self, header: Header) -> bool:
+        if self._may_start:
+            return calls.is_wanted(header)
+        return self._opening and calls.is_open(header)
+
+    # From libvirt
+
+    def _from_libvirt(self) -> None:
+        size, descriptors = self._down.receive(self._buffer)
+        data = self._buffer[:size]
+        if self._opening:
+            self._look_for_open(data)
+        if size:
+            self._down.put(data, descriptors)
+
+    def _look_for_open(self, data: memoryview) -> None:
+        """Nothing is held back in this direction; of a header that is cut off, only a copy is kept to look at again."""
+        seen = self._reply_head + data
+        passed, answer = self._replies.scan(seen)
+        self._reply_head = seen[passed:][: wire.HEADER_SIZE]
+        if answer is not None and self._open is not None:
+            self._opening = False
+            self._may_start = answer.status == 0 and self._open[1].may_start_guests
+        elif self._replies.blind:
+            self._opening = False
+
+    def _answers_open(self, header: Header) -> bool:
+        return (
+            self._open is not None
+            and header.kind == Kind.REPLY
+            and header.program == wire.REMOTE_PROGRAM
+            and header.procedure == calls.Procedure.CONNECT_OPEN
+            and header.serial == self._open[0]
+        )
