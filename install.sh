@@ -22,8 +22,8 @@ PYTHON=/usr/bin/python3
 LIB=/usr/lib/pcinuma
 UNITS=/usr/lib/systemd/system
 HOOKS=/etc/libvirt/hooks
-# The line by which a hook is known as ours, whatever its version.
-HOOK_MARK='# This is pcinuma'\''s libvirt hook.'
+# What a line of our hook begins with, whatever its version.
+HOOK_MARK="# libvirt's qemu hook of pcinuma"
 SEEN=/run/pcinuma/hook-seen
 MODULES=(libvirt:python3-libvirt lxml.etree:python3-lxml psutil:python3-psutil structlog:python3-structlog)
 UNIT_FILES=(pcinuma.service pcinuma.socket pcinuma-proxy.service pcinuma-proxy.socket)
@@ -88,6 +88,7 @@ broke_off() {
 }
 
 usage_error() {
+    trap - EXIT
     printf '%s: %s; see %s --help\n' "$SELF" "$1" "$0" >&2
     exit 2
 }
@@ -130,7 +131,7 @@ missing_modules() {
 }
 
 hook_is_ours() {
-    [ -f "$1" ] && [ ! -L "$1" ] && grep -qxF "$HOOK_MARK" "$1"
+    [ -f "$1" ] && [ ! -L "$1" ] && grep -q "^$HOOK_MARK" "$1"
 }
 
 digest() {
@@ -340,10 +341,12 @@ step_hook() {
     fi
     # The file's time says since when a hook of ours is there, whatever its version: a libvirt that started later knows it.
     if [ -e "$ROOT$place" ]; then
-        since=$(stat -c %Y "$ROOT$place")
+        since=$(stat -c %y "$ROOT$place")
     fi
     put 0755 "$place" <"$SOURCE/hook/qemu"
-    [ -z "$since" ] || touch -d "@$since" "$ROOT$place"
+    if [ -n "$since" ] && changed "$place"; then
+        touch -d "$since" "$ROOT$place"
+    fi
     if [ "$place" != "$HOOKS/qemu" ] && [ -e "$ROOT$HOOKS/qemu" ]; then
         changed "$place" && note "$HOOKS/qemu is somebody else's and stays as it is; pcinuma's hook is $place beside it"
     fi
@@ -598,7 +601,7 @@ demo() {
 
 # --- main -------------------------------------------------------------------------------------------------------------
 
-ROOT="" ACTION=install PACKAGES=yes LIVE=yes PURGE=no FORCE=no TOOL="" CHANGED=() DEMO_ARGS=()
+COMMAND_LINE="$0${*:+ $*}" ROOT="" ACTION=install PACKAGES=yes LIVE=yes PURGE=no FORCE=no TOOL="" CHANGED=() DEMO_ARGS=()
 
 while [ $# -gt 0 ]; do
     case $1 in
@@ -634,7 +637,7 @@ done
 
 [ "$LIVE" = yes ] || [ "$ACTION" != demo ] || usage_error "--demo and --root do not go together"
 [ "$FORCE" = no ] || [ "$ACTION" = uninstall ] || usage_error "--force goes with --uninstall or --purge only"
-[ "$LIVE" = no ] || [ "$(id -u)" -eq 0 ] || die "must be run as root, for example: sudo $0${*:+ $*}"
+[ "$LIVE" = no ] || [ "$(id -u)" -eq 0 ] || die "must be run as root, for example: sudo $COMMAND_LINE"
 trap broke_off EXIT
 
 if [ "$LIVE" = no ]; then

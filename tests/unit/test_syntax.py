@@ -1,0 +1,24 @@
+"""What Python 3.9, the oldest that the package runs on, would say of the sources."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SOURCES = sorted((CHECKOUT / "pcinuma").rglob("*.py"))
+
+
+@pytest.mark.parametrize("source", [*SOURCES, CHECKOUT / "hook/qemu"], ids=lambda file: str(file.relative_to(CHECKOUT)))
+def test_a_source_is_python_3_9(source: Path) -> None:
+    ast.parse(source.read_text(), str(source), feature_version=(3, 9))
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=lambda file: str(file.relative_to(CHECKOUT)))
+def test_annotations_are_never_evaluated(source: Path) -> None:
+    """Without the future import, ``int | None`` and the like would fail on 3.9 at run time."""
+    tree = ast.parse(source.read_text())
+    annotated = any(isinstance(node, (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(tree))
+    assert not annotated or any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
