@@ -1,0 +1,133 @@
+"""pcinuma's metadata element, ``{urn:pcinuma:domain:1}pcinuma`` (a frozen format).
+
+The owner writes ``policy``, ``group-by`` and ``<keep device="…"/>``; pcinuma alone writes ``<placement>``. Children are accepted with the
+namespace and without, since ``<keep>`` below a prefixed element is easily written so.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Optional
+
+from lxml import etree
+
+from pcinuma.domain.model import Original, Placement
+from pcinuma.domain.xml import append, indent, insert_after, insert_first, number, remove, space_before
+from pcinuma.errors import DomainError
+from pcinuma.settings import GroupBy, Policy
+
+NAMESPACE = "urn:pcinuma:domain:1"
+_ELEMENT = f"{{{NAMESPACE}}}pcinuma"
+_BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
+_ADDRESS_ATTRIBUTES = ("domain", "bus", "slot", "function", "multifunction")
+
+
+class Metadata(NamedTuple):
+    """The whole element as values."""
+
+    policy: Optional[Policy]
+    group_by: Optional[GroupBy]
+    keep: frozenset[str]
+    placement: Optional[Placement]
+
+
+def find(root: etree._Element) -> Optional[etree._Element]:
+    """The element in the domain ``root``, None if it has none."""
+    metadata = root.find("metadata")
+    return None if metadata is None else metadata.find(_ELEMENT)
+
+
+def read(root: etree._Element) -> Metadata:
+    """Read the element. Raises DomainError for a value that means nothing."""
+    element = find(root)
+    if element is None:
+        return Metadata(None, None, frozenset(), None)
+    policy, group_by = element.get("policy"), element.get("group-by")
+    keep = frozenset(child.get("device", "") for child in _children(element, "keep"))
+    placements = _children(element, "placement")
+    return Metadata(
+        None if policy is None else _policy(policy),
+        None if group_by is None else _group_by(group_by),
+        keep,
+        _placement(placements[0]) if placements else None,
+    )
+
+
+def write_placement(root: etree._Element, placement: Optional[Placement]) -> None:
+    """Put ``placement`` in the place of the old one; None takes it out, and with it whatever pcinuma's element leaves empty."""
+    element = find(root)
+    if element is not None:
+        for old in _children(element, "placement"):
+            remove(old)
+    if placement is None:
+        if element is not None and not len(element) and not element.attrib:
+            parent = element.getparent()
+            assert parent is not None
+            remove(element)
+            if not len(parent) and not (parent.text or "").strip():
+                remove(parent)
+        return
+    if element is None:
+        element = _create(root)
+    new = etree.Element(f"{{{NAMESPACE}}}placement", {"group-by": placement.group_by.value})
+    for index in placement.controllers:
+        etree.SubElement(new, f"{{{NAMESPACE}}}controller", {"index": str(index)})
+    for device in placement.devices:
+        etree.SubElement(new, f"{{{NAMESPACE}}}device", {"source": device.source, **dict(device.attributes)})
+    append(element, new)
+    indent(new, space_before(new))
+
+
+def original_attributes(address: Optional[etree._Element]) -> tuple[tuple[str, str], ...]:
+    """The attributes of a guest ``<address>`` that ``<device>`` keeps, as they stand."""
+    if address is None:
+        return ()
+    return tuple((name, value) for name in _ADDRESS_ATTRIBUTES if (value := address.get(name)) is not None)
+
+
+def _create(root: etree._Element) -> etree._Element:
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = etree.Element("metadata")
+        neighbours = [child for child in root if child.tag in _BEFORE_METADATA]
+        if neighbours:
+            insert_after(neighbours[-1], metadata)
+        else:
+            insert_first(root, metadata)
+    element = etree.Element(_ELEMENT, nsmap={"pcinuma": NAMESPACE})
+    append(metadata, element)
+    return element
+
+
+def _children(element: etree._Element, name: str) -> list[etree._Element]:
+    return [child for child in element if child.tag in (f"{{{NAMESPACE}}}{name}", name)]
+
+
+def _placement(element: etree._Element) -> Placement:
+    group_by = element.get("group-by")
+    originals: list[Original] = []
+    for child in _children(element, "device"):
+        source = child.get("source")
+        if not source:
+            raise DomainError("<device> names no source", subject="pcinuma's metadata")
+        for name in ("domain", "bus", "slot", "function"):
+            if child.get(name) is not None:
+                number(child.get(name), f"pcinuma's metadata, <device source='{source}'> {name}")
+        originals.append(Original(source, original_attributes(child)))
+    indexes = [number(child.get("index"), "pcinuma's metadata, <controller index>") for child in _children(element, "controller")]
+    return Placement(
+        GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals)
+    )
+
+
+def _policy(text: str) -> Policy:
+    try:
+        return Policy(text)
+    except ValueError:
+        raise DomainError(f"policy {text!r} is none of preferred, required, off", subject="pcinuma's metadata") from None
+
+
+def _group_by(text: str) -> GroupBy:
+    try:
+        return GroupBy(text)
+    except ValueError:
+        raise DomainError(f"group-by {text!r} is none of root-complex, switch, node", subject="pcinuma's metadata") from None

@@ -1,0 +1,133 @@
+"""What a domain says, as frozen values: machine, cells, pinning, controllers, passthrough devices, and pcinuma's own metadata.
+
+Addresses here are guest addresses: ``bus`` is the index of a PCI controller (libvirt, ``docs/formatdomain.rst``, "Device addresses").
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Mapping, NamedTuple, Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.settings import GroupBy, Policy
+
+
+class MachineKind(enum.Enum):
+    """How a machine type lets the guest see a second PCI root."""
+
+    PCIE = "pcie-expander-bus"  # q35, and aarch64 virt
+    PCI = "pci-expander-bus"  # i440fx
+    PHB = "pci-root"  # pseries: one more PCI host bridge
+    NONE = "none"  # a machine type that cannot
+    UNNAMED = "unnamed"  # the domain names no machine
+
+
+class Form(enum.Enum):
+    """In which element a passthrough device hides; the codes are those of the report."""
+
+    HOSTDEV_PCI = "hostdev-pci"
+    INTERFACE_HOSTDEV = "interface-hostdev"
+    NETWORK_POOL = "network-pool"
+    MDEV = "mdev"
+    NVME_DISK = "nvme-disk"
+    VDPA = "vdpa"
+
+
+class Given(enum.Enum):
+    """Whether the guest gets the device, and as what."""
+
+    PCI = "pci"
+    UNASSIGNED = "unassigned"
+    NOT_PCI = "not-pci"
+
+
+class Controller(NamedTuple):
+    """A PCI controller. ``address`` is None where libvirt has yet to choose it; ``hotplug`` None where the XML does not say."""
+
+    index: int  # type: ignore[assignment]  # the field's own name, and nobody looks things up in this tuple
+    model: str
+    address: Optional[PciAddress]
+    bus_nr: Optional[int]
+    node: Optional[int]
+    chassis: Optional[int]
+    hotplug: Optional[bool]
+    multifunction: bool
+    target_index: Optional[int]
+
+
+class Passthrough(NamedTuple):
+    """A device of the host that the domain names.
+
+    ``host``: its host address, where the XML has one; ``name``: the mdev's UUID, the vDPA path or the network otherwise. ``address``:
+    where the guest has it, None where libvirt has yet to choose; ``original``: that address's attributes as they stand. ``problem``: why
+    its values mean nothing.
+    """
+
+    source: str
+    form: Form
+    host: Optional[PciAddress]
+    name: Optional[str]
+    address: Optional[PciAddress]
+    original: tuple[tuple[str, str], ...]
+    given: Given
+    problem: Optional[str]
+
+
+class OccupantKind(enum.Enum):
+    """What sits at a guest address."""
+
+    CONTROLLER = "controller"  # a PCI controller
+    PASSTHROUGH = "passthrough"
+    OTHER = "other"
+
+
+class Occupant(NamedTuple):
+    """Something with a guest PCI address; ``name`` is a controller's index, a passthrough device's source, or an element's name."""
+
+    address: PciAddress
+    kind: OccupantKind
+    name: str
+
+
+class Original(NamedTuple):
+    """A moved device's guest address before pcinuma moved it: the attributes as they stood, none where there was no address."""
+
+    source: str
+    attributes: tuple[tuple[str, str], ...]
+
+
+class Placement(NamedTuple):
+    """The metadata element ``<placement>``: what pcinuma did to this domain."""
+
+    group_by: GroupBy
+    controllers: tuple[int, ...]
+    devices: tuple[Original, ...]
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain as placement sees it.
+
+    ``cells``: cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``unaddressed``: how many PCI devices
+    that are no passthrough libvirt will have to find an address for. ``problem``: the first value in the XML that means nothing.
+    """
+
+    name: str
+    uuid: Optional[str]
+    machine: MachineKind
+    machine_name: Optional[str]
+    cells: Mapping[int, frozenset[int]]
+    memnodes: tuple[tuple[int, frozenset[int]], ...]
+    pins: Mapping[int, frozenset[int]]
+    controllers: Mapping[int, Controller]
+    devices: tuple[Passthrough, ...]
+    occupants: tuple[Occupant, ...]
+    unaddressed: int
+    policy: Optional[Policy]
+    group_by: Optional[GroupBy]
+    keep: frozenset[str]
+    placement: Optional[Placement]
+    commandline_pci: Optional[str]
+    problem: Optional[str]
+    warnings: tuple[str, ...]

@@ -1,0 +1,296 @@
+"""From a domain's XML to a :class:`~pcinuma.domain.model.Domain`, in one pass over ``<devices>``.
+
+Values that mean nothing do not raise here: the device or the domain carries the sentence as its ``problem``, so that a report can still
+list every device. Numbers and lists are read as libvirt reads them.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Mapping, NamedTuple, Optional
+
+from lxml import etree
+
+from pcinuma.address import PciAddress
+from pcinuma.domain import metadata
+from pcinuma.domain.model import (
+    Controller,
+    Domain,
+    Given,
+    MachineKind,
+    Occupant,
+    OccupantKind,
+    Passthrough,
+)
+from pcinuma.domain.passthrough import read_passthrough
+from pcinuma.domain.slots import implied_devices, wants_slot
+from pcinuma.domain.xml import Document, number
+from pcinuma.errors import DomainError
+from pcinuma.ranges import parse_ranges
+from pcinuma.settings import Policy
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_OWN_PCI = re.compile(r"\bvfio-pci|\bpxb\b|\bpxb-|\bbus=[\"']?(pci|pcie)\b|\"bus\"\s*:\s*\"pci|\bpcie-root-port\b")
+_PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
+_MACHINES_OF_VIRT = ("aarch64", "arm", "armv7l", "armv6l")
+
+
+class Elements(NamedTuple):
+    """Where in the document the things of a :class:`Domain` are, for edits: by source, by controller index, by address."""
+
+    devices: Mapping[str, etree._Element]
+    controllers: Mapping[int, etree._Element]
+    others: Mapping[PciAddress, etree._Element]
+
+
+def read_domain(document: Document, pools: frozenset[str] = frozenset()) -> tuple[Domain, Elements]:
+    """The domain in ``document``; ``pools`` names the networks that are known to be hostdev pools."""
+    return _Reader(document.root, pools).read()
+
+
+def machine_kind(root: etree._Element) -> tuple[MachineKind, Optional[str]]:
+    """The kind of the machine type and its name (libvirt's ``qemuDomainMachineIs…`` in ``src/qemu/qemu_domain.c``)."""
+    element = root.find("os/type")
+    name = element.get("machine") if element is not None else None
+    if element is None or not name:
+        return MachineKind.UNNAMED, None
+    arch = element.get("arch")
+    if arch in (None, "x86_64", "i686"):
+        if name == "q35" or name.startswith("pc-q35"):
+            return MachineKind.PCIE, name
+        if _PC.match(name):
+            return MachineKind.PCI, name
+    if arch in _MACHINES_OF_VIRT and (name == "virt" or name.startswith("virt-")):
+        return MachineKind.PCIE, name
+    if arch in ("ppc64", "ppc64le", None) and (name == "pseries" or name.startswith("pseries-")):
+        return MachineKind.PHB, name
+    return MachineKind.NONE, name
+
+
+def read_address(element: Optional[etree._Element], what: str) -> Optional[PciAddress]:
+    """The PCI address in an ``<address>``; None where it is missing or empty. Raises DomainError naming ``what``."""
+    if element is None:
+        return None
+    bus, slot = element.get("bus"), element.get("slot")
+    if bus is None and slot is None and element.get("function") is None:
+        return None
+    address = PciAddress(
+        number(element.get("domain", "0"), f"{what}: domain"),
+        number(bus if bus is not None else "0", f"{what}: bus"),
+        number(slot if slot is not None else "0", f"{what}: slot"),
+        number(element.get("function", "0"), f"{what}: function"),
+    )
+    if address.bus > 255 or address.slot > 31 or address.function > 7:
+        raise DomainError(f"{address} is no PCI address", subject=what)
+    return address
+
+
+class _Reader:
+    def __init__(self, root: etree._Element, pools: frozenset[str]) -> None:
+        self.root = root
+        self.pools = pools
+        self.problem: Optional[str] = None
+        self.warnings: list[str] = []
+        self.occupants: list[Occupant] = []
+        self.controllers: dict[int, Controller] = {}
+        self.controller_elements: dict[int, etree._Element] = {}
+        self.devices: list[Passthrough] = []
+        self.device_elements: dict[str, etree._Element] = {}
+        self.others: dict[PciAddress, etree._Element] = {}
+        self.unaddressed = 0
+
+    def read(self) -> tuple[Domain, Elements]:
+        own = metadata.Metadata(None, None, frozenset(), None)
+        try:
+            own = metadata.read(self.root)
+        except DomainError as error:
+            self._trouble(error)
+            element = metadata.find(self.root)
+            if element is not None and element.get("policy") == "off":
+                own = own._replace(policy=Policy.OFF)
+        machine, machine_name = machine_kind(self.root)
+        pools = self.pools
+        if own.placement is not None:
+            pools = pools | {o.source.partition("#")[0] for o in own.placement.devices if "#" in o.source}
+        devices = self.root.find("devices")
+        if devices is not None:
+            self._devices(devices, machine, pools)
+        cells = self._cells()
+        domain = Domain(
+            name=(self.root.findtext("name") or "").strip(),
+            uuid=(self.root.findtext("uuid") or "").strip() or None,
+            machine=machine,
+            machine_name=machine_name,
+            cells=cells,
+            memnodes=self._memnodes(cells),
+            pins=self._pins(cells),
+            controllers=self.controllers,
+            devices=tuple(self.devices),
+            occupants=tuple(self.occupants),
+            unaddressed=self.unaddressed,
+            policy=own.policy,
+            group_by=own.group_by,
+            keep=own.keep,
+            placement=own.placement,
+            commandline_pci=self._commandline(),
+            problem=self.problem,
+            warnings=tuple(self.warnings),
+        )
+        known = {device.source for device in self.devices}
+        unknown = sorted(own.keep - known)
+        warnings = (*domain.warnings, *(f"<keep device='{name}'/> names no device of this domain" for name in unknown))
+        if unknown:
+            domain = Domain(**{**domain.__dict__, "warnings": warnings})
+        return domain, Elements(self.device_elements, self.controller_elements, self.others)
+
+    def _trouble(self, error: DomainError) -> None:
+        self.problem = self.problem or error.sentence()
+
+    def _devices(self, devices: etree._Element, machine: MachineKind, pools: frozenset[str]) -> None:
+        unnumbered: list[etree._Element] = []
+        for element in devices:
+            tag = element.tag
+            if not isinstance(tag, str):
+                continue
+            try:
+                if tag == "controller" and element.get("type") == "pci":
+                    if element.get("index") is None:
+                        unnumbered.append(element)
+                    else:
+                        self._controller(element, number(element.get("index"), "PCI controller: index"))
+                    continue
+                passthrough = read_passthrough(element, pools) if tag in ("hostdev", "interface", "disk") else None
+                if passthrough is not None:
+                    self._passthrough(element, passthrough)
+                    continue
+                address = element.find("address")
+                kind = None if address is None else address.get("type")
+                where = read_address(address, f"<{tag}>") if kind == "pci" else None
+                if where is not None:
+                    self.occupants.append(Occupant(where, OccupantKind.OTHER, tag))
+                    self.others[where] = element
+                elif kind in (None, "pci") and wants_slot(element):
+                    self.unaddressed += 1
+            except DomainError as error:
+                self._trouble(error)
+        free = 1
+        for element in unnumbered:  # libvirt gives each the lowest index that is left (virDomainControllerFindUnusedIndex)
+            while free in self.controllers:
+                free += 1
+            try:
+                self._controller(element, 0 if element.get("model") in ("pcie-root", "pci-root") else free)
+            except DomainError as error:
+                self._trouble(error)
+        if machine is not MachineKind.NONE:
+            self.unaddressed += implied_devices(devices)
+
+    def _controller(self, element: etree._Element, index: int) -> None:
+        what = f"PCI controller {index}"
+        if index in self.controllers:
+            raise DomainError("appears twice", subject=what)
+        target = element.find("target")
+        bus_nr = node = chassis = target_index = None
+        hotplug: Optional[bool] = None
+        if target is not None:
+            node_text = target.findtext("node")
+            node = None if node_text is None else number(node_text, f"{what}: node")
+            bus_nr = _attribute(target, "busNr", what)
+            chassis = _attribute(target, "chassis", what)
+            target_index = _attribute(target, "index", what)
+            hotplug = {"on": True, "off": False}.get(target.get("hotplug", ""))
+        address_element = element.find("address")
+        address = read_address(address_element, what) if address_element is not None and address_element.get("type") == "pci" else None
+        multifunction = address_element is not None and address_element.get("multifunction") == "on"
+        self.controllers[index] = Controller(
+            index, element.get("model", ""), address, bus_nr, node, chassis, hotplug, multifunction, target_index
+        )
+        self.controller_elements[index] = element
+        if address is not None:
+            self.occupants.append(Occupant(address, OccupantKind.CONTROLLER, str(index)))
+
+    def _passthrough(self, element: etree._Element, device: Passthrough) -> None:
+        address_element = element.find("address")
+        kind = None if address_element is None else address_element.get("type")
+        address: Optional[PciAddress] = None
+        if kind == "unassigned":
+            device = device._replace(given=Given.UNASSIGNED)
+        elif kind not in (None, "pci"):
+            device = device._replace(given=Given.NOT_PCI)
+        elif device.given is Given.PCI and address_element is not None:
+            try:
+                address = read_address(address_element, device.source)
+            except DomainError as error:
+                self._trouble(error)
+                device = device._replace(problem=error.sentence())
+            device = device._replace(address=address, original=metadata.original_attributes(address_element))
+        if device.source in self.device_elements:
+            device = device._replace(problem=f"{device.source}: the domain names this device twice")
+        if device.problem is not None:
+            self.problem = self.problem or device.problem
+        self.devices.append(device)
+        self.device_elements.setdefault(device.source, element)
+        if address is not None:
+            self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, device.source))
+
+    def _cells(self) -> dict[int, frozenset[int]]:
+        cells: dict[int, frozenset[int]] = {}
+        for position, element in enumerate(self.root.iterfind("cpu/numa/cell")):
+            try:
+                cell = position if element.get("id") is None else number(element.get("id"), "<cell>: id")
+                if cell in cells:
+                    raise DomainError("appears twice", subject=f"guest cell {cell}")
+                cells[cell] = self._set(element.get("cpus", ""), f"guest cell {cell}: cpus")
+            except DomainError as error:
+                self._trouble(error)
+        return cells
+
+    def _memnodes(self, cells: Mapping[int, frozenset[int]]) -> tuple[tuple[int, frozenset[int]], ...]:
+        nodes: list[tuple[int, frozenset[int]]] = []
+        for element in self.root.iterfind("numatune/memnode"):
+            try:
+                cell = number(element.get("cellid"), "<memnode>: cellid")
+                nodeset = self._set(element.get("nodeset", ""), f"<memnode cellid='{cell}'>: nodeset")
+            except DomainError as error:
+                self._trouble(error)
+                continue
+            if cell in cells:
+                nodes.append((cell, nodeset))
+            else:
+                self.warnings.append(f"<memnode cellid='{cell}'> is for no guest cell")
+        return tuple(nodes)
+
+    def _pins(self, cells: Mapping[int, frozenset[int]]) -> dict[int, frozenset[int]]:
+        in_cells: frozenset[int] = frozenset().union(*cells.values())
+        pins: dict[int, frozenset[int]] = {}
+        for element in self.root.iterfind("cputune/vcpupin"):
+            try:
+                vcpu = number(element.get("vcpu"), "<vcpupin>: vcpu")
+                cpus = self._set(element.get("cpuset", ""), f"<vcpupin vcpu='{vcpu}'>: cpuset")
+            except DomainError as error:
+                self._trouble(error)
+                continue
+            if vcpu in in_cells:
+                pins[vcpu] = cpus
+            elif cells:
+                self.warnings.append(f"<vcpupin vcpu='{vcpu}'>: this vCPU is in no guest cell")
+        return pins
+
+    @staticmethod
+    def _set(text: str, what: str) -> frozenset[int]:
+        numbers = parse_ranges(text, exclusions=True)
+        if numbers is None:
+            raise DomainError(f"{text!r} is no list of numbers", subject=what)
+        return numbers
+
+    def _commandline(self) -> Optional[str]:
+        """The first argument by which the domain hands PCI devices or buses to QEMU itself."""
+        for argument in self.root.iterfind(f"{_QEMU}commandline/{_QEMU}arg"):
+            value = argument.get("value", "")
+            if _OWN_PCI.search(value):
+                return value
+        return None
+
+
+def _attribute(element: etree._Element, name: str, what: str) -> Optional[int]:
+    text = element.get(name)
+    return None if text is None else number(text, f"{what}: {name}")

@@ -1,0 +1,141 @@
+"""The XML document of a domain: parsed so that what nobody touches comes out as it went in.
+
+Entities are not expanded and nothing is fetched; comments, CDATA, processing instructions and foreign namespaces stay. Elements are put in
+and taken out together with the white space around them, so that taking out what was put in gives the old text back.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Optional
+
+from lxml import etree
+
+from pcinuma.errors import DomainError, UnusableInput
+
+_DECLARATION = re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml\s")
+_OPAQUE = re.compile(rb"(<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!DOCTYPE[^>]*>)", re.DOTALL)
+_ATTRIBUTE = re.compile(rb"""="([^"'<>]*)"(?=[^<>]*>)""")
+_APOSTROPHE = re.compile(rb"""="([^"<>]*)"(?=[^<>]*>)""")
+_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9})\Z")
+
+
+class Document:
+    """A parsed domain. ``root`` is its ``<domain>`` element."""
+
+    def __init__(self, xml: bytes) -> None:
+        """Parse ``xml``. Raises UnusableInput for anything but a well-formed document whose root is ``<domain>``."""
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, strip_cdata=False, remove_blank_text=False)
+        try:
+            self.root = etree.fromstring(xml, parser)
+        except (etree.XMLSyntaxError, ValueError) as error:
+            raise UnusableInput(f"not well-formed XML ({' '.join(str(error).split())})", subject="domain XML") from None
+        if self.root.tag != "domain":
+            name = etree.QName(self.root).localname
+            raise UnusableInput(f"the root element is <{name}>, not <domain>", subject="domain XML")
+        self._declared = _DECLARATION.match(xml) is not None
+        self._single = xml.find(b"='") >= 0 and xml.find(b'="') < 0
+        self._tail = xml[len(xml.rstrip()) :]
+
+    def serialise(self) -> bytes:
+        """The document as bytes, in the encoding that it came in, with its XML declaration only if it had one."""
+        tree = self.root.getroottree()
+        info = tree.docinfo
+        encoding: Any = info.encoding or "UTF-8"  # lxml-stubs knows only "unicode" here
+        standalone: Any = info.standalone if self._declared else None
+        data: bytes = etree.tostring(tree, encoding=encoding, xml_declaration=self._declared, standalone=standalone)
+        return (_single_quoted(data) if self._single else data).rstrip() + self._tail
+
+
+def _single_quoted(data: bytes) -> bytes:
+    """Serialised XML with its attributes in single quotes, as libvirt writes them; lxml knows only double ones."""
+    parts = _OPAQUE.split(data) if b"<!" in data or b"<?" in data else [data]
+    parts[::2] = [_APOSTROPHE.sub(_with_apostrophes, _ATTRIBUTE.sub(rb"='\1'", part)) for part in parts[::2]]
+    return b"".join(parts)
+
+
+def _with_apostrophes(match: re.Match[bytes]) -> bytes:
+    return b"='" + match.group(1).replace(b"'", b"&apos;") + b"'"
+
+
+def number(text: Optional[str], what: str) -> int:
+    """A number as libvirt reads one in an address (decimal, 0x hexadecimal, 0 octal). DomainError naming ``what`` for anything else."""
+    match = _NUMBER.match(text.strip()) if text is not None else None
+    if match is None:
+        raise DomainError(f"{text!r} is no number", subject=what)
+    digits = match.group(1)
+    if digits[:2] in ("0x", "0X"):
+        return int(digits, 16)
+    return int(digits, 8) if digits[0] == "0" else int(digits)
+
+
+def insert_after(sibling: etree._Element, new: etree._Element) -> None:
+    """Put ``new`` behind ``sibling``, indented like it."""
+    previous, parent = sibling.getprevious(), sibling.getparent()
+    assert parent is not None
+    before = previous.tail if previous is not None else parent.text
+    sibling.addnext(new)  # the sibling's tail is now the new element's
+    sibling.tail = _blank(before)
+
+
+def append(parent: etree._Element, new: etree._Element) -> None:
+    """Put ``new`` at the end of ``parent``, indented one step deeper than it."""
+    if len(parent):
+        insert_after(parent[-1], new)
+        return
+    before = _line_before(parent)
+    parent.text = before + "  " if before else parent.text
+    new.tail = before or None
+    parent.append(new)
+
+
+def insert_first(parent: etree._Element, new: etree._Element) -> None:
+    """Put ``new`` before everything else in ``parent``."""
+    if not len(parent):
+        append(parent, new)
+        return
+    parent.insert(0, new)
+    new.tail = parent.text
+
+
+def remove(element: etree._Element) -> None:
+    """Take ``element`` out together with the white space that was put in with it."""
+    parent, previous, tail = element.getparent(), element.getprevious(), element.tail
+    assert parent is not None
+    parent.remove(element)
+    if previous is not None:
+        previous.tail = tail
+    else:
+        parent.text = tail
+        if not len(parent) and tail is not None and not tail.strip():
+            parent.text = None
+
+
+def indent(element: etree._Element, before: str) -> None:
+    """Give a new element with children the white space of its place; ``before`` is what stands before it, as ``\\n    ``."""
+    children = list(element)
+    if not children or not before:
+        return
+    deeper = before + "  "
+    element.text = deeper
+    for child in children:
+        indent(child, deeper)
+        child.tail = deeper
+    children[-1].tail = before
+
+
+def space_before(element: etree._Element) -> str:
+    """The white space that stands before an element, as far as it is white space."""
+    return _line_before(element)
+
+
+def _line_before(element: etree._Element) -> str:
+    previous, parent = element.getprevious(), element.getparent()
+    if parent is None:
+        return "\n"
+    return _blank(previous.tail if previous is not None else parent.text) or ""
+
+
+def _blank(text: Optional[str]) -> Optional[str]:
+    """``text`` if it is only white space; what a new neighbour of real text gets is nothing."""
+    return text if text is None or not text.strip() else None

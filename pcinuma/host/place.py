@@ -1,0 +1,194 @@
+"""Where one device sits: NUMA node, root complex, chain of switches. Live, and only the files that the answer needs.
+
+For a device with a ``numa_node`` that is one ``readlink`` and one read, plus one read of the online nodes per request. Rules:
+
+* node: ``numa_node``; if it is negative, the one node whose cpulist contains ``local_cpulist``, where that list is a proper, not empty
+  part of the machine (some firmware tells locality only there); a VF without a node of its own has its PF's. A missing
+  ``numa_node`` or a node that is not online means no affinity (None). Unreadable or garbage is an error.
+* root complex: the first ``pciDDDD:BB`` of the real path (behind Intel VMD there are two).
+* switches: of the bridges between the root port and the device, the (upstream, downstream) pairs, topmost first. Where the
+  configuration space can be read, the PCIe port type decides which bridge is what (PCIe base specification, 7.5.3.2); where it cannot, two
+  bridges in a row below the root port are taken for a switch.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.errors import DeviceAbsent, HostError
+from pcinuma.host.nodes import Nodes
+from pcinuma.host.sysfs import Sysfs
+from pcinuma.ranges import parse_ranges
+
+DEVICES = "/sys/bus/pci/devices"
+_ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
+
+UPSTREAM_PORT, DOWNSTREAM_PORT, ROOT_PORT = 5, 6, 4
+
+
+class Route(NamedTuple):
+    """The way from the root complex to a device.
+
+    ``root_complex``: such as ``pci0000:16``, None if the path does not tell. ``bridges``: the addresses of the bridges above the
+    device, topmost first, those of a nested domain (VMD) after its own root only. ``parents``: every PCI address on the path.
+    """
+
+    root_complex: Optional[str]
+    bridges: tuple[str, ...]
+    parents: tuple[str, ...]
+
+
+class Place(NamedTuple):
+    """Where a device sits on the host. ``node_from`` names the file that told the node: numa_node, local_cpulist or pf."""
+
+    address: PciAddress
+    node: Optional[int]
+    node_from: Optional[str]
+    root_complex: Optional[str]
+    switches: tuple[tuple[str, str], ...]
+
+
+class HostReader:
+    """Reads places below one root; lives for one request, within which no file is read twice."""
+
+    def __init__(self, root: Path) -> None:
+        self.sysfs = Sysfs(root)
+        self.nodes = Nodes(self.sysfs)
+        self._port_types: dict[str, Optional[int]] = {}
+        self._places: dict[tuple[PciAddress, bool], Place] = {}
+
+    def place(self, address: PciAddress, *, switches: bool = False) -> Place:
+        """The place of the device at ``address``; its chain of switches only where ``switches`` asks for it.
+
+        Raises DeviceAbsent where the host has no such device, HostError for what cannot be read or means nothing.
+        """
+        known = self._places.get((address, switches))
+        if known is None:
+            name = str(address)
+            route = self.route(name)
+            node, node_from = self._node(name)
+            chain = self.switches(route) if switches else ()
+            known = self._places[(address, switches)] = Place(address, node, node_from, route.root_complex, chain)
+        return known
+
+    def route(self, name: str) -> Route:
+        """The way to the device called ``name`` (``0000:17:00.0``)."""
+        link = self.sysfs.link(f"{DEVICES}/{name}")
+        if link is None:
+            if not self.sysfs.exists(f"{DEVICES}/{name}"):
+                raise DeviceAbsent("the host has no such device at the moment", subject=name)
+            return Route(None, (), ())
+        return parse_route(link.split("/")[:-1])
+
+    def is_virtual_function(self, address: PciAddress) -> bool:
+        """Whether the device is an SR-IOV VF."""
+        return self.sysfs.link(f"{DEVICES}/{address}/physfn") is not None
+
+    def switches(self, route: Route) -> tuple[tuple[str, str], ...]:
+        """The (upstream, downstream) pairs on ``route``, topmost first."""
+        below = route.bridges[1:]
+        pairs: list[tuple[str, str]] = []
+        position = 0
+        while position + 1 < len(below):
+            upper, lower = below[position], below[position + 1]
+            kinds = (self._port_type(upper), self._port_type(lower))
+            if kinds in ((UPSTREAM_PORT, DOWNSTREAM_PORT), (None, None)):
+                pairs.append((upper, lower))
+                position += 2
+            else:
+                position += 1
+        return tuple(pairs)
+
+    def mdev_parent(self, uuid: str) -> Optional[PciAddress]:
+        """The PCI device that the mediated device ``uuid`` is a part of; None where its parent is of another kind.
+
+        Source: ``Documentation/driver-api/vfio-mediated-device.rst``.
+        """
+        link = self.sysfs.link(f"/sys/bus/mdev/devices/{uuid}")
+        if link is None:
+            raise DeviceAbsent("the host has no such mediated device at the moment", subject=uuid)
+        return PciAddress.parse(link.rsplit("/", 2)[-2]) if "/" in link else None
+
+    def vdpa_parent(self, path: str) -> Optional[PciAddress]:
+        """The PCI device behind ``/dev/vhost-vdpa-N``: its nearest PCI ancestor; None for a software device that has none."""
+        name = path.rsplit("/", 1)[-1]
+        folder = "/sys/bus/vdpa/devices"
+        for device in self.sysfs.names(folder):
+            if self.sysfs.exists(f"{folder}/{device}/{name}"):
+                link = self.sysfs.link(f"{folder}/{device}") or ""
+                return next((a for a in map(PciAddress.parse, reversed(link.split("/"))) if a is not None), None)
+        raise DeviceAbsent("the host has no such vDPA device at the moment", subject=path)
+
+    def _node(self, name: str) -> tuple[Optional[int], Optional[str]]:
+        node, node_from = self._own_node(name)
+        if node is None:
+            physical = self.sysfs.link(f"{DEVICES}/{name}/physfn")
+            if physical is not None:
+                node, node_from = self._own_node(physical.rsplit("/", 1)[-1])
+                node_from = None if node is None else "pf"
+        return node, node_from
+
+    def _own_node(self, name: str) -> tuple[Optional[int], Optional[str]]:
+        node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
+        if node is None:
+            if not self.sysfs.exists(f"{DEVICES}/{name}"):
+                raise DeviceAbsent("the host has no such device at the moment", subject=name)
+            return None, None
+        if node >= 0:
+            return (node, "numa_node") if node in self.nodes.online() else (None, None)
+        node = self._node_of_local_cpus(name)
+        return node, None if node is None else "local_cpulist"
+
+    def _node_of_local_cpus(self, name: str) -> Optional[int]:
+        path = f"{DEVICES}/{name}/local_cpulist"
+        text = self.sysfs.read(path)
+        if text is None:
+            return None
+        local = parse_ranges(text)
+        if local is None:
+            raise HostError(f"holds {text[:40]!r} where a list of CPUs belongs", subject=path)
+        if not local:
+            return None
+        by_node = {node: self.nodes.cpus(node) for node in sorted(self.nodes.online())}
+        machine: frozenset[int] = frozenset().union(*by_node.values())
+        if local >= machine:
+            return None
+        holders = [node for node, cpus in by_node.items() if local <= cpus]
+        return holders[0] if len(holders) == 1 else None
+
+    def _port_type(self, name: str) -> Optional[int]:
+        if name not in self._port_types:
+            self._port_types[name] = port_type(self.sysfs.read_bytes(f"{DEVICES}/{name}/config", 256))
+        return self._port_types[name]
+
+
+def parse_route(parts: list[str]) -> Route:
+    """The route that the components of a device's real path, without the device itself, spell."""
+    root_complex: Optional[str] = None
+    bridges: list[str] = []
+    parents: list[str] = []
+    for part in parts:
+        if _ROOT_COMPLEX.match(part):
+            root_complex = root_complex or part
+            bridges = []
+        elif root_complex is not None and PciAddress.parse(part) is not None:
+            bridges.append(part)
+            parents.append(part)
+    return Route(root_complex, tuple(bridges), tuple(parents))
+
+
+def port_type(config: bytes) -> Optional[int]:
+    """The device/port type in the PCI Express capability of a configuration space; None if the bytes do not tell."""
+    if len(config) < 64 or not config[6] & 0x10:
+        return None
+    pointer = config[0x34] & 0xFC
+    for _ in range(48):
+        if pointer < 64 or pointer + 3 >= len(config):
+            return None
+        if config[pointer] == 0x10:
+            return config[pointer + 2] >> 4
+        pointer = config[pointer + 1] & 0xFC
+    return None

@@ -1,0 +1,95 @@
+"""Reads of single small files below a root directory, with every outcome told apart.
+
+A sysfs attribute is at most a page; one ``open``/``read``/``close`` costs some 10 µs, and that is what a request pays per device.
+A file that is not there is None (that is an answer); one that cannot be read, or is no text, is a
+:class:`~pcinuma.errors.HostError` that names it.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Optional
+
+from pcinuma.errors import HostError
+
+_PAGE = 65536
+_NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
+
+
+class Sysfs:
+    """The files below ``root`` (the directory that holds ``sys/``)."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._prefix = "" if str(root) == "/" else str(root).rstrip("/")
+
+    def real(self, path: str) -> str:
+        """Where ``path`` (absolute, as on the described host) lies on this machine."""
+        return self._prefix + path
+
+    def read(self, path: str) -> Optional[str]:
+        """The text of ``path`` without surrounding white space; None if there is no such file."""
+        try:
+            descriptor = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise self._unreadable(path, error) from error
+        try:
+            data = os.read(descriptor, _PAGE)
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return None
+            raise self._unreadable(path, error) from error
+        finally:
+            os.close(descriptor)
+        try:
+            return data.decode("ascii").strip()
+        except UnicodeDecodeError:
+            raise HostError("holds no text", subject=path) from None
+
+    def read_int(self, path: str, base: int = 10) -> Optional[int]:
+        """The number in ``path``; None if there is no such file; an error if it holds anything else."""
+        text = self.read(path)
+        if text is None:
+            return None
+        try:
+            return int(text, base)
+        except ValueError:
+            raise HostError(f"holds {text[:40]!r} where a number belongs", subject=path) from None
+
+    def read_bytes(self, path: str, size: int) -> bytes:
+        """The first ``size`` bytes of ``path``, as many as it gives; empty if it cannot be read."""
+        try:
+            with open(self._prefix + path, "rb", buffering=0) as file:
+                return file.read(size) or b""
+        except OSError:
+            return b""
+
+    def link(self, path: str) -> Optional[str]:
+        """The target of the symbolic link ``path``; None if it is not there or is no link."""
+        try:
+            return os.readlink(self._prefix + path)
+        except OSError as error:
+            if error.errno in _NOT_THERE or error.errno == errno.EINVAL:
+                return None
+            raise self._unreadable(path, error) from error
+
+    def exists(self, path: str) -> bool:
+        """Whether ``path`` leads to something, links followed."""
+        return os.path.exists(self._prefix + path)
+
+    def names(self, path: str) -> list[str]:
+        """The sorted names in the folder ``path``; none if it is not there."""
+        try:
+            return sorted(os.listdir(self._prefix + path))
+        except OSError as error:
+            if error.errno in _NOT_THERE:
+                return []
+            raise self._unreadable(path, error) from error
+
+    @staticmethod
+    def _unreadable(path: str, error: OSError) -> HostError:
+        return HostError(f"cannot be read ({os.strerror(error.errno or 0)})", subject=path)

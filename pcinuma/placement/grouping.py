@@ -1,0 +1,79 @@
+"""Which host switches a guest should see: the shape below one expander.
+
+From the topmost switch at which passed-through devices branch downward, switches are mirrored as on the host, so that any two devices have
+exactly the host's switch distance. A device that shares no switch with another tells nothing by its switch: it gets a root port. Two units
+with the very same way (functions or VFs of one device) do not branch at a switch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence, Union
+
+from pcinuma.placement.units import Unit
+
+Chain = tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A mirrored switch: ``host`` is the address of the host's upstream port; each leg is what hangs below one downstream port."""
+
+    host: str
+    legs: tuple[Shape, ...]
+
+    @property
+    def bridges(self) -> int:
+        """How many bridges it takes, the port above it not counted."""
+        return 1 + len(self.legs) + sum(leg.bridges for leg in self.legs if isinstance(leg, Switch))
+
+
+Shape = Union[Unit, Switch]
+
+
+def branching(first: Chain, second: Chain) -> int:
+    """How many host switches of ``first`` both ways share, counting the one at which they branch; 0 if they do not branch at one."""
+    for level, ((up, down), (other_up, other_down)) in enumerate(zip(first, second)):
+        if up != other_up:
+            return 0
+        if down != other_down:
+            return level + 1
+    return 0
+
+
+def shapes(units: Sequence[Unit]) -> list[Shape]:
+    """What to plug into the root ports of one expander for ``units``, in order of host address."""
+    return _shapes([(unit, unit.chain) for unit in units])
+
+
+def _shapes(ways: list[tuple[Unit, Chain]]) -> list[Shape]:
+    found: list[Shape] = [unit for unit, chain in ways if not chain]
+    by_switch: dict[str, list[tuple[Unit, Chain]]] = {}
+    for unit, chain in ways:
+        if chain:
+            by_switch.setdefault(chain[0][0], []).append((unit, chain))
+    for host, members in by_switch.items():
+        if len({chain[0][1] for _, chain in members}) > 1:
+            found.append(_mirror(host, members))
+        else:
+            found.extend(_shapes([(unit, chain[1:]) for unit, chain in members]))
+    return sorted(found, key=_order)
+
+
+def _mirror(host: str, members: list[tuple[Unit, Chain]]) -> Switch:
+    by_port: dict[str, list[tuple[Unit, Chain]]] = {}
+    for unit, chain in members:
+        by_port.setdefault(chain[0][1], []).append((unit, chain[1:]))
+    legs: list[Shape] = []
+    for below in by_port.values():
+        legs.extend(unit for unit, chain in below if not chain)
+        deeper: dict[str, list[tuple[Unit, Chain]]] = {}
+        for unit, chain in below:
+            if chain:
+                deeper.setdefault(chain[0][0], []).append((unit, chain))
+        legs.extend(_mirror(next_host, next_members) for next_host, next_members in deeper.items())
+    return Switch(host, tuple(sorted(legs, key=_order)))
+
+
+def _order(shape: Shape) -> tuple[object, ...]:
+    return shape.order if isinstance(shape, Unit) else min(_order(leg) for leg in shape.legs)

@@ -1,0 +1,304 @@
+"""The guest's PCI tree while a plan is made: what is there, what is free, and what a new bridge would cost.
+
+Arithmetic of bus numbers (PCI-to-PCI bridge specification; measured on SeaBIOS and OVMF): every bridge uses one number, i440fx's
+``pci-expander-bus`` two; firmware numbers depth first, in order of slot and function. All below an expander lies in
+``[busNr, next higher busNr - 1]``, and the main hierarchy has ``[0, lowest busNr - 1]``. Neither libvirt nor QEMU checks any of it.
+
+That order is why new ports are appended behind the last one: only then no bus that the guest already knows gets another number.
+"""
+
+from __future__ import annotations
+
+from typing import Iterable, Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.domain.model import Controller, Domain, MachineKind, OccupantKind
+from pcinuma.placement.plan_model import NewController, NoRoom
+
+BUSES = 256
+HIGHEST_INDEX = 255
+HIGHEST_PHB = 31
+EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
+_RESERVED_MAIN_SLOTS = frozenset((0, 1, 0x1A, 0x1B, 0x1D, 0x1F))
+"""Slots of pcie.0 that the chipset, the first VGA, ICH9's USB and sound have by habit (libvirt: qemuDomainValidateDevicePCISlotsQ35)."""
+
+
+class Layout:
+    """A domain's PCI controllers and what is plugged into them; grows as a plan is made."""
+
+    def __init__(self, domain: Domain, freed: Iterable[int] = ()) -> None:
+        """``freed``: indexes below the highest one that a withdrawn placement left, to be used first."""
+        self.machine = domain.machine
+        self.controllers: dict[int, Controller] = dict(domain.controllers)
+        self.children: dict[int, list[int]] = {}
+        self.taken: dict[int, set[int]] = {}
+        self.added: list[NewController] = []
+        self.gained: set[int] = set()
+        self._freed = sorted(freed)
+        self._highest = max(self.controllers, default=0)
+        present = sum(1 for index in self.controllers if index > 0)
+        self._gaps = 0 if self.machine is MachineKind.PHB else self._highest - present - len(self._freed)
+        self._chassis = {c.chassis for c in self.controllers.values() if c.chassis is not None}
+        self._chassis |= {c.index for c in self.controllers.values() if c.chassis is None}
+        for controller in sorted(self.controllers.values()):
+            if controller.index > 0 and not self._is_phb(controller):
+                self._attach(controller.index, controller.address.bus if controller.address else 0)
+        for occupant in domain.occupants:
+            self.take(occupant.address)
+        self.with_device = {o.address.bus for o in domain.occupants if o.kind is not OccupantKind.CONTROLLER}
+
+    # What is there.
+
+    def expander_of(self, bus: int) -> Optional[int]:
+        """The expander (or extra PHB) that the bus of controller ``bus`` lies below or is; None for the main hierarchy."""
+        for _ in range(HIGHEST_INDEX + 1):
+            controller = self.controllers.get(bus)
+            if controller is None:
+                return None
+            if self.is_expander(controller):
+                return bus
+            if controller.index == 0 or controller.address is None:
+                return None
+            bus = controller.address.bus
+        return None
+
+    def is_expander(self, controller: Controller) -> bool:
+        """Whether the controller opens a PCI root with a NUMA node of its own."""
+        return controller.model in EXPANDERS or (self._is_phb(controller) and controller.node is not None)
+
+    def ports(self, index: int) -> list[int]:
+        """The bridges plugged into controller ``index``, in the order in which firmware visits them."""
+        return sorted(self.children.get(index, ()), key=lambda child: (_devfn(self.controllers[child].address), child))
+
+    def bridges_below(self, index: int) -> int:
+        """How many bridges lie below controller ``index``, at any depth."""
+        below = self.children.get(index, ())
+        return len(below) + sum(self.bridges_below(child) for child in below)
+
+    def is_free(self, index: int) -> bool:
+        """Whether nothing is plugged into controller ``index``."""
+        return not self.taken.get(index)
+
+    def main_buses(self) -> int:
+        """How many bus numbers the main hierarchy needs, root bus and the ports that libvirt puts into index gaps included."""
+        return 1 + max(0, self._gaps) + sum(
+            1 for index, c in self.controllers.items() if index > 0 and not self.is_expander(c) and self.expander_of(index) is None
+        )
+
+    def room_below(self, expander: int) -> int:
+        """How many more bridges fit below an expander that has its bus number."""
+        if self.machine is not MachineKind.PCIE:
+            return HIGHEST_INDEX
+        first = self.controllers[expander].bus_nr
+        if first is None:
+            return HIGHEST_INDEX  # a new one: bus numbers are dealt out at the end
+        higher = [c.bus_nr for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None and c.bus_nr > first]
+        return min(higher, default=BUSES) - first - 1 - self.bridges_below(expander)
+
+    # What is added.
+
+    def take(self, address: PciAddress) -> None:
+        """Mark a guest address as occupied."""
+        self.taken.setdefault(address.bus, set()).add(_devfn(address))
+
+    def release(self, address: PciAddress) -> None:
+        """Mark a guest address as free."""
+        self.taken.get(address.bus, set()).discard(_devfn(address))
+
+    def add_expander(self, cell: int) -> int:
+        """A new expander for ``cell`` on the main root; its bus number is dealt out by :meth:`number_expanders`."""
+        if self.machine is MachineKind.PHB:
+            used = {c.target_index for c in self.controllers.values()}
+            free = next((i for i in range(1, HIGHEST_PHB + 1) if i not in used), None)
+            if free is None:
+                raise NoRoom("all PCI host bridges of the machine are used")
+            return self._add(NewController(self._next_index(0), "pci-root", None, node=cell, target_index=free))
+        slot = self._main_slot()
+        return self._add(NewController(self._next_index(0), self.machine.value, slot, node=cell, multifunction=False))
+
+    def add_port(self, parent: int, *, dense: bool = False, hotplug: Optional[bool] = False) -> int:
+        """A root port on an expander, or a downstream port on an upstream port, behind the last one there.
+
+        ``dense`` fills the eight functions of a slot before the next slot, for more than 32 ports on one bus.
+        """
+        model = "pcie-switch-downstream-port" if self.controllers[parent].model == "pcie-switch-upstream-port" else "pcie-root-port"
+        if self.room_below(self.expander_of(parent) or 0) < 1:
+            raise NoRoom("no bus number is left below the expander")
+        return self._add_function(parent, model, dense=dense and model == "pcie-root-port", hotplug=hotplug)
+
+    def add_upstream(self, port: int) -> int:
+        """An upstream port of a switch, plugged into a root port or downstream port."""
+        if self.room_below(self.expander_of(port) or 0) < 1:
+            raise NoRoom("no bus number is left below the expander")
+        return self._add(NewController(self._next_index(port), "pcie-switch-upstream-port", PciAddress(0, port, 0, 0)))
+
+    def add_main_ports(self, count: int) -> list[int]:
+        """``count`` hot-pluggable root ports on the main root, eight to a slot, behind the ports that are there."""
+        ports: list[int] = []
+        slot = -1
+        for position in range(count):
+            if position % 8 == 0:
+                slot = self._free_main_slot(from_slot=self._last_main_bridge() + 1 if slot < 0 else slot + 1)
+            multifunction = position % 8 == 0 and count - position > 1
+            address = PciAddress(0, 0, slot, position % 8)
+            ports.append(self._add(NewController(self._next_index(0), "pcie-root-port", address, multifunction)))
+        return ports
+
+    def free_main_slot(self) -> int:
+        """A slot of the main root that nothing uses."""
+        return self._free_main_slot(from_slot=self._last_main_bridge() + 1)
+
+    def direct_slot(self, expander: int) -> int:
+        """The first free slot directly on an expander of a machine whose expanders take devices (i440fx, pseries)."""
+        used = {devfn >> 3 for devfn in self.taken.get(expander, ())}
+        slot = next((slot for slot in range(1, 32) if slot not in used), None)
+        if slot is None:
+            raise NoRoom("no slot is left on the expander")
+        return slot
+
+    def number_expanders(self) -> None:
+        """Give every new expander its bus number: together, as high as they go, with up to four ports' reserve each."""
+        if self.machine is MachineKind.PHB:
+            return
+        new = [c for c in self.added if self.is_expander(self.controllers[c.index])]
+        if not new:
+            return
+        numbered = [c.bus_nr for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None]
+        widths = {c.index: 2 if self.machine is MachineKind.PCI else 1 + self.bridges_below(c.index) for c in new}
+        ceiling, floor = min(numbered, default=BUSES), self.main_buses()
+        spare = ceiling - floor - sum(widths.values())
+        if spare < 0 and not self._fits_in_gaps(new, widths, floor):
+            raise NoRoom(f"{floor + sum(widths.values())} bus numbers are needed where {ceiling} are free")
+        if spare < 0:
+            return
+        reserve = 0 if self.machine is MachineKind.PCI else min(4, spare // (len(new) + 1))
+        for controller in reversed(new):
+            ceiling -= widths[controller.index] + reserve
+            self._set_bus_nr(controller.index, ceiling)
+
+    def _fits_in_gaps(self, new: list[NewController], widths: dict[int, int], floor: int) -> bool:
+        """Deal out numbers behind what other expanders really use, where the space below the lowest one is too small."""
+        chosen: dict[int, int] = {}
+        used = {c.bus_nr: c.bus_nr + self._width(c) for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None}
+        for controller in new:
+            starts = sorted(used)
+            gaps = [(floor, starts[0] if starts else BUSES)]
+            gaps += [(used[start], starts[i + 1] if i + 1 < len(starts) else BUSES) for i, start in enumerate(starts)]
+            width = widths[controller.index]
+            fitting = [gap for gap in gaps if gap[1] - gap[0] >= width]
+            if not fitting:
+                return False
+            start = max(fitting, key=lambda gap: gap[1] - gap[0])[1] - width
+            chosen[controller.index] = start
+            used[start] = start + width
+        for index, bus_nr in chosen.items():
+            self._set_bus_nr(index, bus_nr)
+        return True
+
+    def _width(self, controller: Controller) -> int:
+        return 2 if controller.model == "pci-expander-bus" else 1 + self.bridges_below(controller.index)
+
+    def _set_bus_nr(self, index: int, bus_nr: int) -> None:
+        self.controllers[index] = self.controllers[index]._replace(bus_nr=bus_nr)
+        position = next(i for i, c in enumerate(self.added) if c.index == index)
+        self.added[position] = self.added[position]._replace(bus_nr=bus_nr)
+
+    # Details.
+
+    def _add(self, new: NewController) -> int:
+        if new.model in ("pcie-root-port", "pcie-switch-downstream-port") and new.index in self._chassis:
+            free = next((n for n in range(HIGHEST_INDEX, 0, -1) if n not in self._chassis), None)
+            if free is None:
+                raise NoRoom("all chassis numbers are used")
+            new = new._replace(chassis=free)
+        self._chassis.add(new.chassis if new.chassis is not None else new.index)
+        self.added.append(new)
+        controller = Controller(
+            new.index, new.model, new.address, new.bus_nr, new.node, new.chassis, new.hotplug, new.multifunction, new.target_index
+        )
+        self.controllers[new.index] = controller
+        if new.address is not None:
+            self._attach(new.index, new.address.bus)
+            self.take(new.address)
+        return new.index
+
+    def _add_function(self, parent: int, model: str, *, dense: bool, hotplug: Optional[bool]) -> int:
+        used = self.taken.get(parent, set())
+        last = max(used, default=-1)
+        dense = dense or any(devfn & 7 for devfn in used)
+        if last < 0:
+            devfn = 0
+        elif dense and model == "pcie-root-port":
+            devfn = last + 1
+        else:
+            devfn = (last | 7) + 1
+            if devfn > 255 and model == "pcie-root-port":
+                devfn = last + 1
+        if devfn > 255:
+            raise NoRoom("all slots of the bus are used")
+        if devfn & 7 and not self._gain_multifunction(parent, devfn):
+            raise NoRoom("all slots of the bus are used")
+        address = PciAddress(0, parent, devfn >> 3, devfn & 7)
+        return self._add(NewController(self._next_index(parent), model, address, hotplug=hotplug))
+
+    def _gain_multifunction(self, parent: int, devfn: int) -> bool:
+        """Make function 0 of a slot say that there are more; False where function 0 is no port of this bus."""
+        for child in self.children.get(parent, ()):
+            if _devfn(self.controllers[child].address) == devfn & ~7:
+                if not self.controllers[child].multifunction:
+                    self.controllers[child] = self.controllers[child]._replace(multifunction=True)
+                    self.gained.add(child)
+                return True
+        return False
+
+    def _attach(self, index: int, parent: int) -> None:
+        self.children.setdefault(parent, []).append(index)
+
+    def _is_phb(self, controller: Controller) -> bool:
+        return self.machine is MachineKind.PHB and controller.model == "pci-root" and controller.index > 0
+
+    def _next_index(self, above: int) -> int:
+        for position, index in enumerate(self._freed):
+            if index > above and index not in self.controllers:
+                del self._freed[position]
+                return index
+        self._highest += 1
+        if self._highest > HIGHEST_INDEX:
+            raise NoRoom("all controller indexes are used")
+        return self._highest
+
+    def _last_main_bridge(self) -> int:
+        slots = [
+            address.slot
+            for index in self.children.get(0, ())
+            if (address := self.controllers[index].address) is not None and not self.is_expander(self.controllers[index])
+        ]
+        return max(slots, default=1)
+
+    def _main_slot(self) -> PciAddress:
+        """A place on the main root for an expander: a slot of its own from the middle up, else a further function of our last one."""
+        try:
+            return PciAddress(0, 0, self._free_main_slot(from_slot=0x10, wrap=True), 0)
+        except NoRoom:
+            for new in self.added:
+                if new.address is not None and new.address.bus == 0 and self.is_expander(self.controllers[new.index]):
+                    used = self.taken[0]
+                    base = new.address.slot << 3
+                    free = next((base | f for f in range(1, 8) if (base | f) not in used), None)
+                    if free is not None and self._gain_multifunction(0, free):
+                        return PciAddress(0, 0, free >> 3, free & 7)
+            raise
+
+    def _free_main_slot(self, *, from_slot: int, wrap: bool = True) -> int:
+        used = {devfn >> 3 for devfn in self.taken.get(0, ())} | _RESERVED_MAIN_SLOTS
+        if self.machine is MachineKind.PCI:
+            used = {devfn >> 3 for devfn in self.taken.get(0, ())} | {0, 1, 2}
+        order = [*range(from_slot, 32), *(range(2, from_slot) if wrap else ())]
+        free: list[int] = [slot for slot in order if slot not in used]
+        if not free:
+            raise NoRoom("no slot is left on the main PCI root")
+        return free[0]
+
+
+def _devfn(address: Optional[PciAddress]) -> int:
+    return 0 if address is None else address.slot << 3 | address.function

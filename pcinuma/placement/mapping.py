@@ -1,0 +1,64 @@
+"""Which guest cell stands for a host node.
+
+Rule (VEP 115 and DESIGN of this project): the only cell whose ``<memnode>`` nodeset contains the node; where no cell or several do, the
+only cell with a vCPU whose ``<vcpupin>`` touches the node's CPUs; where that leaves none or several, no cell. Ambiguity excludes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Callable, NamedTuple, Optional
+
+from pcinuma.domain.model import Domain
+from pcinuma.placement.reason import Reason
+from pcinuma.settings import Unaligned
+
+
+class Mapped(NamedTuple):
+    """The cell for a host node, or why there is none (``reason``); ``NEAREST`` is a reason with a cell."""
+
+    cell: Optional[int]
+    reason: Optional[Reason]
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """The little of the host that mapping may ask for. Each function raises HostError where the host cannot tell.
+
+    ``cpus``: the CPUs of a node. ``distance``: from one node to another, None if unknown. ``online``: all node numbers.
+    """
+
+    cpus: Callable[[int], frozenset[int]]
+    distance: Callable[[int, int], Optional[int]]
+    online: Callable[[], frozenset[int]]
+
+
+def map_node(domain: Domain, node: int, host: NodeFacts, unaligned: Unaligned) -> Mapped:
+    """The guest cell for ``node``; with ``Unaligned.NEAREST`` the cell of the closest node that has one, ties to the lower number."""
+    mapped = _exact(domain, node, host)
+    if mapped.reason is not Reason.NO_CELL or unaligned is not Unaligned.NEAREST:
+        return mapped
+    ranked = sorted(
+        (distance, other)
+        for other in host.online()
+        if other != node and (distance := host.distance(node, other)) is not None
+    )
+    for _, other in ranked:
+        cell = _exact(domain, other, host).cell
+        if cell is not None:
+            return Mapped(cell, Reason.NEAREST)
+    return mapped
+
+
+def _exact(domain: Domain, node: int, host: NodeFacts) -> Mapped:
+    by_memory = {cell for cell, nodes in domain.memnodes if node in nodes}
+    if len(by_memory) == 1:
+        return Mapped(by_memory.pop(), None)
+    by_pin: set[int] = set()
+    if domain.pins:
+        cpus = host.cpus(node)
+        touching = {vcpu for vcpu, pinned in domain.pins.items() if pinned & cpus}
+        by_pin = {cell for cell, vcpus in domain.cells.items() if vcpus & touching}
+    if len(by_pin) == 1:
+        return Mapped(by_pin.pop(), None)
+    return Mapped(None, Reason.AMBIGUOUS_CELL if by_memory or by_pin else Reason.NO_CELL)

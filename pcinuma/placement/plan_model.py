@@ -1,0 +1,83 @@
+"""What a plan is: values only, in terms of the guest's PCI controllers and addresses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple, Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.domain.model import Placement
+from pcinuma.errors import PcinumaError
+from pcinuma.placement.reason import Reason
+
+
+class Target(NamedTuple):
+    """Where a device belongs: guest cell, host root complex, the host's (upstream, downstream) pairs above it, topmost first.
+
+    ``note`` is a reason that a placed device keeps (``NEAREST``).
+    """
+
+    cell: int
+    root_complex: Optional[str]
+    switches: tuple[tuple[str, str], ...]
+    note: Optional[Reason] = None
+
+
+class Verdict(NamedTuple):
+    """What is known of a passthrough device before planning: its target, or the reason why it has none."""
+
+    target: Optional[Target]
+    reason: Optional[Reason]
+
+
+class NewController(NamedTuple):
+    """A PCI controller to add. ``hotplug``: False writes ``hotplug='off'``; None says nothing. ``target_index``: pseries PHBs only."""
+
+    index: int  # type: ignore[assignment]  # the field's own name, and nobody looks things up in this tuple
+    model: str
+    address: Optional[PciAddress]
+    multifunction: bool = False
+    bus_nr: Optional[int] = None
+    node: Optional[int] = None
+    hotplug: Optional[bool] = None
+    chassis: Optional[int] = None
+    target_index: Optional[int] = None
+
+
+class Move(NamedTuple):
+    """A new guest address for the device ``source``; None takes the address away and leaves the choice to libvirt."""
+
+    source: str
+    address: Optional[PciAddress]
+    multifunction: Optional[str]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is to be done to a domain.
+
+    ``strangers``: (from, to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``,
+    ``gain_multifunction``: changes to controllers that pcinuma created. ``seats``: source -> guest address for every device that is
+    placed when the plan is carried out; ``reasons``: source -> why a device is not placed, or is placed with a remark.
+    ``stepped_down``: why a finer grouping did not fit.
+    """
+
+    placement: Placement
+    add: tuple[NewController, ...]
+    moves: tuple[Move, ...]
+    strangers: tuple[tuple[PciAddress, PciAddress], ...]
+    set_node: tuple[tuple[int, int], ...]
+    set_hotplug: tuple[tuple[int, bool], ...]
+    gain_multifunction: tuple[int, ...]
+    seats: dict[str, PciAddress]
+    reasons: dict[str, Reason]
+    stepped_down: Optional[str]
+
+    @property
+    def empty(self) -> bool:
+        """Whether carrying the plan out would change nothing but, perhaps, the metadata."""
+        return not (self.add or self.moves or self.strangers or self.set_node or self.set_hotplug or self.gain_multifunction)
+
+
+class NoRoom(PcinumaError):
+    """A layout that does not fit: bus numbers, slots or controller indexes."""

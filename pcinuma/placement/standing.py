@@ -1,0 +1,184 @@
+"""What stands of a placed domain: which units sit where they belong, and what each of pcinuma's expanders stands for.
+
+An expander stands for one (cell, root complex). The metadata does not say which; its occupants do: the commonest place among those whose
+cell is the expander's node, and where none is (the owner swapped the mapping), the commonest place, and the expander's node is set anew
+without moving anybody. Likewise a guest switch stands for the host switch that most of its occupants sit below.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Hashable, NamedTuple, Optional, TypeVar
+
+from pcinuma.address import PciAddress
+from pcinuma.domain.model import Domain, Original
+from pcinuma.domain.xml import number
+from pcinuma.placement.grouping import branching
+from pcinuma.placement.layout import Layout
+from pcinuma.placement.plan_model import Target
+from pcinuma.placement.reason import Reason
+from pcinuma.placement.units import Unit
+from pcinuma.settings import GroupBy
+
+_STAYING = (Reason.KEPT, Reason.POOL_UNRESOLVED)
+_T = TypeVar("_T", bound=Hashable)
+
+
+class Key(NamedTuple):
+    """What one expander stands for; ``root_complex`` is None under ``group-by node`` and where the host does not tell."""
+
+    cell: int
+    root_complex: Optional[str]
+
+
+def key_of(target: Target, grouping: GroupBy) -> Key:
+    """The key of the expander that a target belongs below."""
+    return Key(target.cell, None if grouping is GroupBy.NODE else target.root_complex)
+
+
+class Standing:
+    """The state of a domain with respect to its own placement.
+
+    ``right``: units that stay. ``wrong``: units on an expander of ours that is not theirs. ``leaving``: units there that belong nowhere
+    now. ``newcomers``: units with a target that are not on one of ours. ``others``: the rest.
+    """
+
+    def __init__(self, domain: Domain, units: list[Unit], grouping: GroupBy, layout: Layout) -> None:
+        self.layout = layout
+        placement = domain.placement
+        listed = placement.controllers if placement else ()
+        self.ours = frozenset(index for index in listed if index in domain.controllers and index != 0)
+        self.originals: dict[str, Original] = {entry.source: entry for entry in (placement.devices if placement else ())}
+        self.relabelled: dict[int, int] = {}
+        self.right: list[Unit] = []
+        self.wrong: list[Unit] = []
+        self.leaving: list[Unit] = []
+        self.newcomers: list[Unit] = []
+        self.others: list[Unit] = []
+        self.mirrors: dict[int, str] = {}
+        self._stands_for: dict[int, Optional[Key]] = {}
+        self._empty: dict[int, int] = {}
+        homes: dict[int, list[Unit]] = {}
+        for unit in units:
+            home = layout.expander_of(unit.address.bus) if unit.address is not None else None
+            if home is not None and home in self.ours:
+                homes.setdefault(home, []).append(unit)
+            elif unit.target is not None:
+                self.newcomers.append(unit)
+            else:
+                self.others.append(unit)
+        self.at_home = frozenset(device.source for members in homes.values() for unit in members for device in unit.devices)
+        for expander in sorted(self.ours):
+            if layout.is_expander(layout.controllers[expander]):
+                self._judge(expander, homes.get(expander, []), grouping)
+        self._relatives = [unit for unit in self.right if unit.target is not None]
+
+    @staticmethod
+    def is_newcomer(domain: Domain, unit: Unit) -> bool:
+        """Whether a unit with a target sits on none of pcinuma's expanders."""
+        if unit.target is None:
+            return False
+        layout = Layout(domain)
+        home = layout.expander_of(unit.address.bus) if unit.address is not None else None
+        return home is None or domain.placement is None or home not in domain.placement.controllers
+
+    def original_address(self, source: str) -> Optional[PciAddress]:
+        """Where the device was before pcinuma moved it; None if it had no address."""
+        entry = self.originals.get(source)
+        if entry is None or not entry.attributes:
+            return None
+        values = dict(entry.attributes)
+        return PciAddress(*(number(values.get(name, "0"), source) for name in ("domain", "bus", "slot", "function")))
+
+    def expanders_for(self, key: Key) -> list[int]:
+        """pcinuma's expanders for a place: those that stand for it, then empty ones of its cell."""
+        standing = [expander for expander, stands_for in sorted(self._stands_for.items()) if stands_for == key]
+        return standing + [expander for expander, cell in sorted(self._empty.items()) if cell == key.cell]
+
+    def has_relative(self, unit: Unit, expanders: list[int]) -> bool:
+        """Whether the host has a switch at which ``unit`` branches from a unit that stays below one of ``expanders``."""
+        return any(
+            branching(unit.chain, other.chain)
+            for other in self._relatives
+            if other.address is not None and self.layout.expander_of(other.address.bus) in expanders
+        )
+
+    def deepest_mirrored(self, unit: Unit, expanders: list[int]) -> Optional[tuple[int, tuple[tuple[str, str], ...]]]:
+        """The guest's upstream port for the lowest switch above ``unit`` that the guest shows, and the host's switches below that."""
+        by_host = {host: up for up, host in sorted(self.mirrors.items(), reverse=True) if self.layout.expander_of(up) in expanders}
+        for level in range(len(unit.chain) - 1, -1, -1):
+            upstream = by_host.get(unit.chain[level][0])
+            if upstream is not None:
+                return upstream, unit.chain[level + 1 :]
+        return None
+
+    def guest_chain(self, bus: int) -> list[tuple[int, int]]:
+        """The (upstream, downstream) controllers above a device on ``bus``, topmost first."""
+        pairs: list[tuple[int, int]] = []
+        controllers = self.layout.controllers
+        while bus in controllers and controllers[bus].model == "pcie-switch-downstream-port":
+            address = controllers[bus].address
+            if address is None or address.bus not in controllers:
+                break
+            upstream = address.bus
+            pairs.append((upstream, bus))
+            above = controllers[upstream].address
+            if above is None:
+                break
+            bus = above.bus
+        return pairs[::-1]
+
+    def _judge(self, expander: int, members: list[Unit], grouping: GroupBy) -> None:
+        node = self.layout.controllers[expander].node
+        keys = [key_of(unit.target, grouping) for unit in members if unit.target is not None]
+        here = [key for key in keys if key.cell == node]
+        stands_for = _commonest(here)
+        staying = [unit for unit in members if unit.target is None and (unit.reason in _STAYING or unit.reason is None)]
+        if stands_for is None and keys and not staying:
+            stands_for = _commonest(keys)
+            assert stands_for is not None
+            self.relabelled[expander] = stands_for.cell
+            self.layout.controllers[expander] = self.layout.controllers[expander]._replace(node=stands_for.cell)
+        self._stands_for[expander] = stands_for
+        if not members and node is not None:
+            self._empty[expander] = node
+        candidates = []
+        for unit in members:
+            if unit.target is None:
+                (self.right if unit in staying else self.leaving).append(unit)
+            elif key_of(unit.target, grouping) == stands_for:
+                candidates.append(unit)
+            else:
+                self.wrong.append(unit)
+        if grouping is GroupBy.SWITCH:
+            candidates = self._agreeing_on_switches(candidates)
+        self.right.extend(candidates)
+
+    def _agreeing_on_switches(self, units: list[Unit]) -> list[Unit]:
+        """The units whose guest switches can stand for their host switches; the others go to ``wrong``."""
+        claims: dict[int, list[str]] = {}
+        ways: list[tuple[Unit, list[tuple[int, int]]]] = []
+        for unit in units:
+            assert unit.address is not None
+            chain = self.guest_chain(unit.address.bus)
+            ways.append((unit, chain))
+            for (up, down), (host_up, host_down) in zip(reversed(chain), reversed(unit.chain)):
+                claims.setdefault(up, []).append(host_up)
+                claims.setdefault(down, []).append(host_down)
+        stand_for = {bridge: _commonest(hosts) for bridge, hosts in claims.items()}
+        agreeing: list[Unit] = []
+        for unit, chain in ways:
+            pairs = list(zip(reversed(chain), reversed(unit.chain)))
+            agrees = len(chain) <= len(unit.chain) and all(
+                stand_for[up] == host_up and stand_for[down] == host_down for (up, down), (host_up, host_down) in pairs
+            )
+            (agreeing if agrees else self.wrong).append(unit)
+            if agrees:
+                self.mirrors.update({up: host_up for (up, _), (host_up, _) in pairs})
+        return agreeing
+
+
+def _commonest(values: list[_T]) -> Optional[_T]:
+    """The value that occurs most often; of several such the one that sorts first; None of none."""
+    counted = Counter(values)
+    return min(counted, key=lambda value: (-counted[value], str(value))) if counted else None

@@ -1,0 +1,113 @@
+"""What the engine answers: a :class:`Result` with the XML to start and one :class:`DeviceReport` per passthrough device.
+
+``Result.report`` is the frozen JSON format of ``pcinuma place --report``; log, command, daemon and hook show the same values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Optional, Sequence
+
+from pcinuma.domain.model import Domain, Given
+from pcinuma.placement.layout import Layout
+from pcinuma.placement.plan_model import Plan
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import GroupBy
+from pcinuma.survey import Survey
+
+_NOT_GIVEN = {Given.UNASSIGNED: Reason.UNASSIGNED, Given.NOT_PCI: Reason.NOT_PCI}
+_GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI)
+
+
+@dataclass(frozen=True)
+class DeviceReport:
+    """One passthrough device; the fields are those of the frozen format, ``guest_address`` as the output XML says it."""
+
+    device: Optional[str]
+    source: str
+    form: str
+    host_node: Optional[int]
+    guest_cell: Optional[int]
+    guest_address: Optional[str]
+    placed: bool
+    reason: Optional[Reason]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data in the frozen format."""
+        return {**self.__dict__, "reason": self.reason.value if self.reason else None}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What the engine made of a domain.
+
+    ``xml``: the XML to start (the input's own bytes unless something changed). ``refused``: policy ``required`` is not met.
+    ``warnings``: whole sentences for the log.
+    """
+
+    outcome: Outcome
+    reason: Optional[Reason]
+    message: Optional[str]
+    group_by: Optional[GroupBy]
+    devices: tuple[DeviceReport, ...]
+    xml: bytes
+    refused: bool = False
+    warnings: tuple[str, ...] = ()
+
+    def report(self) -> dict[str, Any]:
+        """Plain data in the frozen format."""
+        return {
+            "outcome": self.outcome.value,
+            "reason": self.reason.value if self.reason else None,
+            "message": self.message,
+            "group_by": self.group_by.value if self.group_by else None,
+            "devices": [device.as_json() for device in self.devices],
+        }
+
+
+def device_reports(
+    domain: Domain, seen: Survey, plan: Optional[Plan], fallback: Optional[Reason] = None
+) -> tuple[DeviceReport, ...]:
+    """A report on every passthrough device of ``domain``, in the order of the XML: as ``plan`` leaves it, else as it stands.
+
+    ``fallback`` is the reason for which the whole domain stays; of those only ``no-room`` is also each device's own.
+    """
+    seats = {}
+    if plan is not None:
+        seats = {move.source: move.address for move in plan.moves}
+    ours = frozenset(domain.placement.controllers if domain.placement else ())
+    layout = Layout(domain) if plan is None and ours else None
+    reports = []
+    for device in domain.devices:
+        verdict = seen.verdicts.get(device.source)
+        reason = _NOT_GIVEN.get(device.given) or (verdict.reason if verdict else None)
+        address = seats.get(device.source, device.address)
+        if plan is not None:
+            placed = device.source in plan.seats
+            reason = plan.reasons.get(device.source, reason)
+        else:
+            home = layout.expander_of(device.address.bus) if layout and device.address else None
+            placed = home is not None and home in ours
+            if fallback is Reason.NO_ROOM and verdict is not None and verdict.target is not None and not placed:
+                reason = Reason.NO_ROOM
+        if placed and reason is Reason.POOL_UNRESOLVED:
+            reason = None  # it stands where it was put when libvirt could be asked
+        host = seen.hosts.get(device.source)
+        reports.append(
+            DeviceReport(
+                device=str(host) if host else None,
+                source=device.source,
+                form=device.form.value,
+                host_node=seen.nodes.get(device.source),
+                guest_cell=seen.cells.get(device.source),
+                guest_address=str(address) if address else None,
+                placed=placed,
+                reason=reason,
+            )
+        )
+    return tuple(reports)
+
+
+def unmet(devices: Sequence[DeviceReport]) -> Optional[DeviceReport]:
+    """The first device for which policy ``required`` is not met: the guest gets it, the host may know its node, and it is not placed."""
+    return next((device for device in devices if not device.placed and device.reason not in _GOOD_ENOUGH), None)

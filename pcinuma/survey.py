@@ -1,0 +1,141 @@
+"""The survey: for one domain, what the host says about each passthrough device that counts.
+
+It joins the two frozen sides, a :class:`~pcinuma.domain.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into verdicts: a target
+(cell, root complex, switches) or a reason. Every device is looked at even after one gave trouble, so that a report is whole; a device
+that cannot be read makes the whole domain fall back (``trouble``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Mapping, Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.domain.model import Domain, Form, Given, Passthrough
+from pcinuma.errors import DeviceAbsent, HostError
+from pcinuma.host.place import HostReader, Place
+from pcinuma.placement.mapping import Mapped, NodeFacts, map_node
+from pcinuma.placement.plan_model import Target, Verdict
+from pcinuma.placement.reason import Reason
+from pcinuma.placement.units import kept_sources, shares_slot
+from pcinuma.settings import Unaligned
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What is known of a domain's devices, each by its source.
+
+    ``hosts``: the PCI address whose place counts (the parent's for mdev and vDPA). ``nodes``: host node. ``cells``: the mapped guest cell.
+    ``virtual``: which are VFs, told only of devices that share a guest slot. ``trouble``: why no plan can be made, and the sentence.
+    """
+
+    verdicts: dict[str, Verdict]
+    hosts: dict[str, PciAddress]
+    nodes: dict[str, int]
+    cells: dict[str, int]
+    virtual: frozenset[str]
+    trouble: Optional[tuple[Reason, str]]
+
+    @classmethod
+    def nothing(cls) -> Survey:
+        """A survey that looked at no device."""
+        return cls({}, {}, {}, {}, frozenset(), None)
+
+
+def survey(
+    domain: Domain, root: Path, pools: Mapping[str, tuple[PciAddress, ...]], unaligned: Unaligned, switches: bool
+) -> Survey:
+    """Look up every device of ``domain`` that the guest gets as PCI device and that its owner does not keep.
+
+    ``switches``: whether chains of switches are wanted.
+    """
+    return _Surveyor(domain, root, pools, unaligned, switches).run()
+
+
+class _Surveyor:
+    def __init__(
+        self, domain: Domain, root: Path, pools: Mapping[str, tuple[PciAddress, ...]], unaligned: Unaligned, switches: bool
+    ) -> None:
+        self.domain = domain
+        self.pools = pools
+        self.unaligned = unaligned
+        self.switches = switches
+        self.reader = HostReader(root)
+        nodes = self.reader.nodes
+        self.facts = NodeFacts(nodes.cpus, nodes.distance, nodes.online)
+        self.verdicts: dict[str, Verdict] = {}
+        self.hosts: dict[str, PciAddress] = {}
+        self.nodes: dict[str, int] = {}
+        self.cells: dict[str, int] = {}
+        self.mapped: dict[int, Mapped] = {}
+        self.trouble: Optional[tuple[Reason, str]] = None
+
+    def run(self) -> Survey:
+        kept = kept_sources(self.domain)
+        for device in self.domain.devices:
+            if device.host is not None:
+                self.hosts[device.source] = device.host
+            if device.given is not Given.PCI:
+                continue
+            if device.source in kept:
+                self.verdicts[device.source] = Verdict(None, Reason.KEPT)
+            elif device.problem is not None:
+                self.verdicts[device.source] = Verdict(None, Reason.BAD_VALUE)
+            else:
+                self.verdicts[device.source] = self._look_at(device)
+        sharing = shares_slot(self.domain)
+        virtual = frozenset(s for s in sharing if s in self.hosts and self.reader.is_virtual_function(self.hosts[s]))
+        return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble)
+
+    def _look_at(self, device: Passthrough) -> Verdict:
+        try:
+            if device.form is Form.NETWORK_POOL:
+                place, reason = self._pool_place(device)
+            else:
+                place, reason = self._place(device), None
+            if place is None or place.node is None:
+                return Verdict(None, reason or Reason.NO_AFFINITY)
+            self.nodes[device.source] = place.node
+            mapped = self._map(place.node)
+        except DeviceAbsent as error:
+            return self._troubled(Reason.DEVICE_ABSENT, error)
+        except HostError as error:
+            return self._troubled(Reason.HOST_UNREADABLE, error)
+        if mapped.cell is None:
+            return Verdict(None, mapped.reason)
+        self.cells[device.source] = mapped.cell
+        return Verdict(Target(mapped.cell, place.root_complex, place.switches, mapped.reason), None)
+
+    def _place(self, device: Passthrough) -> Optional[Place]:
+        """The place of the PCI device behind ``device``; None where there is none (a software vDPA device)."""
+        address = device.host
+        if device.form is Form.MDEV:
+            address = self.reader.mdev_parent(device.name or "")
+        elif device.form is Form.VDPA:
+            address = self.reader.vdpa_parent(device.name or "")
+        if address is None:
+            return None
+        self.hosts[device.source] = address
+        return self.reader.place(address, switches=self.switches)
+
+    def _pool_place(self, device: Passthrough) -> tuple[Optional[Place], Optional[Reason]]:
+        """The place that all members of a hostdev pool share; else None and why."""
+        members = self.pools.get(device.name or "")
+        if not members:
+            return None, Reason.POOL_UNRESOLVED
+        places = [self.reader.place(member, switches=self.switches) for member in members]
+        if len({(place.node, place.root_complex) for place in places}) > 1:
+            return None, Reason.MIXED_NODES
+        shared = places[0].switches if len({place.switches for place in places}) == 1 else ()
+        return places[0]._replace(switches=shared), None
+
+    def _map(self, node: int) -> Mapped:
+        if node not in self.mapped:
+            self.mapped[node] = map_node(self.domain, node, self.facts, self.unaligned)
+        return self.mapped[node]
+
+    def _troubled(self, reason: Reason, error: HostError) -> Verdict:
+        if self.trouble is None or (reason is Reason.HOST_UNREADABLE and self.trouble[0] is Reason.DEVICE_ABSENT):
+            self.trouble = (reason, error.sentence())
+        return Verdict(None, reason)
