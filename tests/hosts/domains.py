@@ -165,6 +165,23 @@ class Domain:
     def _mac(self) -> str:
         return f"52:54:00:00:00:{len(self.devices) + 1:02x}"
 
+    def on(self, machine: Optional[str]) -> Domain:
+        """Another machine type; None for none."""
+        self.machine = machine
+        return self
+
+    def with_extras(self) -> Domain:
+        """With what must survive untouched: a password, a comment, a tablet, somebody else's metadata."""
+        self.extras = self.foreign_metadata = True
+        return self
+
+    def commandline(self, *arguments: str) -> Domain:
+        """``qemu:commandline``."""
+        self.namespace = " xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+        lines = "".join(f"    <qemu:arg value='{argument}'/>\n" for argument in arguments)
+        self.tail = f"  <qemu:commandline>\n{lines}  </qemu:commandline>\n"
+        return self
+
     # The owner's wishes.
 
     def wish(self, **attributes: str) -> Domain:

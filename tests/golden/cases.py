@@ -1,0 +1,221 @@
+"""The golden cases: which domain is placed on which machine, and what must come of it.
+
+A case says its meaning in a form that was worked out by hand from the design, so that regenerating the files can never change it: for
+each device the guest cell under which it must be seen, or the reason code for which it stays; how many expanders; the outcome. The files
+``NAME-in.xml``, ``NAME-out.xml`` and ``NAME.json`` beside this one are what a person reads (``pytest --regenerate`` writes them; the
+judge of ``tests/hosts`` and this meaning are checked first).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Callable, Optional, Union
+
+from tests.hosts.build import Host
+from tests.hosts.domains import Domain, two_cells
+from tests.hosts.edits import with_device, with_nic_on, without_device
+from tests.hosts.machines import MACHINES, MDEV, MDEV_REMOTE, crowd
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case. ``domain`` is bytes, or a function from the output of the case ``after``; ``devices``: source -> cell or reason."""
+
+    name: str
+    machine: Union[str, Callable[[], Host]]
+    domain: Union[bytes, Callable[[bytes], bytes]]
+    devices: dict[str, Union[int, str, None]] = field(default_factory=dict)
+    outcome: str = "placed"
+    reason: Optional[str] = None
+    expanders: Optional[int] = None
+    switches: int = 0
+    group_by: Optional[str] = None
+    grouping: Optional[str] = None
+    policy: Optional[str] = None
+    after: Optional[str] = None
+    stored: bool = True
+    settings: dict[str, object] = field(default_factory=dict)
+
+    def host(self) -> Host:
+        return MACHINES[self.machine]() if isinstance(self.machine, str) else self.machine()
+
+
+def _gpus(domain: Domain) -> Domain:
+    """All GPUs and NICs of the eight-gpus machine."""
+    for base in (0x20, 0x50, 0x80, 0xB0):
+        for offset in (4, 5, 6, 7):
+            domain.hostdev(f"{base + offset:02x}:00.0")
+    return domain
+
+
+GPUS = {f"0000:{base + offset:02x}:00.0": int(base >= 0x80) for base in (0x20, 0x50, 0x80, 0xB0) for offset in (4, 5, 6, 7)}
+PAIR = {"0000:17:00.0": 0, "0000:b3:00.0": 1}
+
+
+def _pair(domain: Domain) -> Domain:
+    return domain.hostdev("17:00.0").hostdev("b3:00.0")
+
+
+def _one_cell() -> Domain:
+    return Domain().cells("0-3").memnode(0, "0")
+
+
+def _crowd(count: int, domain: int = 0) -> Domain:
+    guest = _one_cell()
+    for number in range(count):
+        guest.hostdev(f"{domain:04x}:{number % 250 + 1:02x}:00.0")
+    return guest
+
+
+def _scattered(count: int) -> Domain:
+    guest = _one_cell()
+    for number in range(count):
+        guest.hostdev(f"{number:04x}:01:00.0")
+    return guest
+
+
+def _foreign() -> Domain:
+    guest = two_cells().controller(1, "pcie-expander-bus", "<target busNr='180'><node>0</node></target>", "00:04.0")
+    guest.controller(2, "pcie-root-port", "<target chassis='2' port='0x0'/>", "01:00.0")
+    return guest.hostdev("17:00.0", "02:00.0").hostdev("b3:00.0")
+
+
+def _remote_node_removed() -> Host:
+    host = MACHINES["two-sockets"]()
+    host.remove("b3:00.0")
+    return host
+
+
+def _moved_to_node_one() -> Host:
+    """The two-sockets machine after somebody swapped the GPU's slot: 17:00.0 is on node 1 now."""
+    host = MACHINES["two-sockets"]()
+    host.functions["0000:17:00.0"].node = 1
+    return host
+
+
+CARD = [f"17:00.{function}" for function in range(4)]
+
+
+def _card() -> Domain:
+    guest = two_cells()
+    for function in range(4):
+        guest.hostdev(f"17:00.{function}", f"03:00.{function}", multifunction=function == 0)
+    return guest.hostdev("65:00.0").hostdev("65:00.1")
+
+
+CASES = [
+    Case("one-device-one-node", "one-node", _one_cell().hostdev("17:00.0").raw(), {"0000:17:00.0": 0}, expanders=1),
+    Case("one-device-formatted", "one-node", _one_cell().nic().hostdev("17:00.0").formatted(), {"0000:17:00.0": 0}, expanders=1),
+    Case("two-nodes", "two-sockets", _pair(two_cells()).raw(), PAIR, expanders=2),
+    Case("two-nodes-formatted", "two-sockets", _pair(two_cells().nic().disk()).formatted(), PAIR, expanders=2),
+    Case("swapped", "two-sockets", _pair(Domain().cells("0-1", "2-3").memnode(0, "1").memnode(1, "0")).raw(),
+         {"0000:17:00.0": 1, "0000:b3:00.0": 0}, expanders=2),
+    Case("memnode-against-vcpupin", "two-sockets",
+         _pair(two_cells().vcpupin(0, "8-15").vcpupin(1, "8-15").vcpupin(2, "0-7").vcpupin(3, "0-7")).raw(), PAIR, expanders=2),
+    Case("vcpupin-alone", "two-sockets",
+         _pair(Domain().cells("0-1", "2-3").vcpupin(0, "8").vcpupin(1, "9-10").vcpupin(2, "0-7,^3").vcpupin(3, "1")).raw(),
+         {"0000:17:00.0": 1, "0000:b3:00.0": 0}, expanders=2),
+    Case("vcpupin-decides-between-memnodes", "two-sockets",
+         _pair(Domain().cells("0-1", "2-3").memnode(0, "0-1").memnode(1, "0-1").vcpupin(0, "0-7").vcpupin(2, "8-15")).raw(), PAIR,
+         expanders=2),
+    Case("ambiguous", "two-sockets", _pair(Domain().cells("0-1", "2-3").memnode(0, "0").memnode(1, "0-1")).raw(),
+         {"0000:17:00.0": "ambiguous-cell", "0000:b3:00.0": 1}, expanders=1),
+    Case("ambiguous-vcpupin", "two-sockets", _pair(Domain().cells("0-1", "2-3").vcpupin(0, "0-1").vcpupin(2, "2-9")).raw(),
+         {"0000:17:00.0": "ambiguous-cell", "0000:b3:00.0": 1}, expanders=1),
+    Case("node-without-cell", "two-sockets", _pair(_one_cell()).raw(), {"0000:17:00.0": 0, "0000:b3:00.0": "no-cell"}, expanders=1),
+    Case("no-affinity", "minus-one", _pair(two_cells()).formatted(), {"0000:17:00.0": "no-affinity", "0000:b3:00.0": "no-affinity"},
+         "unchanged", "nothing-to-place"),
+    Case("no-affinity-beside", "local-cpulist", _pair(two_cells()).hostdev("18:00.0").hostdev("b4:00.0").raw(),
+         {**PAIR, "0000:18:00.0": 0, "0000:b4:00.0": "no-affinity"}, expanders=2),
+    Case("multifunction", "multifunction-gpu", _card().formatted(),
+         {**{f"0000:{f}": 0 for f in CARD}, "0000:65:00.0": 1, "0000:65:00.1": 1}, expanders=2),
+    Case("vfs", "sriov", two_cells().interface("3b:01.0").interface("3b:01.1").hostdev("d8:01.0").formatted(),
+         {"0000:3b:01.0": 0, "0000:3b:01.1": 0, "0000:d8:01.0": 1}, expanders=2),
+    Case("vfs-without-node", "vfs-without-node", two_cells().interface("3b:01.0").interface("d8:01.1").raw(),
+         {"0000:3b:01.0": 0, "0000:d8:01.1": 1}, expanders=2),
+    Case("eight-gpus-root-complex", "eight-gpus", _gpus(two_cells()).raw(), GPUS, expanders=4, grouping="root-complex"),
+    Case("eight-gpus-switch", "eight-gpus", _gpus(two_cells()).raw(), GPUS, expanders=4, switches=4, group_by="switch"),
+    Case("eight-gpus-node", "eight-gpus", _gpus(two_cells()).raw(), GPUS, expanders=2, group_by="node"),
+    Case("cascaded-switch", "cascaded-switches",
+         two_cells().hostdev("24:00.0").hostdev("25:00.0").hostdev("28:00.0").hostdev("2a:00.0").hostdev("2c:00.0").hostdev("81:00.0").raw(),
+         {**dict.fromkeys(("0000:24:00.0", "0000:25:00.0", "0000:28:00.0", "0000:2a:00.0", "0000:2c:00.0"), 0), "0000:81:00.0": 1},
+         expanders=2, switches=3, group_by="switch"),
+    Case("cascaded-inner-switch", "cascaded-switches", two_cells().hostdev("24:00.0").hostdev("25:00.0").hostdev("2c:00.0").raw(),
+         dict.fromkeys(("0000:24:00.0", "0000:25:00.0", "0000:2c:00.0"), 0), expanders=1, switches=1, group_by="switch"),
+    Case("cascaded-nothing-to-mirror", "cascaded-switches", two_cells().hostdev("24:00.0").hostdev("2c:00.0").hostdev("81:00.0").raw(),
+         {"0000:24:00.0": 0, "0000:2c:00.0": 0, "0000:81:00.0": 1}, expanders=2, switches=0, group_by="switch"),
+    Case("two-root-complexes", "two-root-complexes", _pair(two_cells()).hostdev("4b:00.0").interface("18:00.0").raw(),
+         {**PAIR, "0000:4b:00.0": 0, "0000:18:00.0": 0}, expanders=3),
+    Case("two-root-complexes-node", "two-root-complexes", _pair(two_cells()).hostdev("4b:00.0").interface("18:00.0").raw(),
+         {**PAIR, "0000:4b:00.0": 0, "0000:18:00.0": 0}, expanders=2, group_by="node"),
+    Case("four-nodes", "four-nodes",
+         Domain().cells("0", "1", "2", "3").memnode(0, "3").memnode(1, "2").memnode(2, "1").memnode(3, "0")
+         .hostdev("40:00.0").hostdev("60:00.0").interface("81:00.0").interface("a1:00.0").raw(),
+         {"0000:40:00.0": 3, "0000:60:00.0": 2, "0000:81:00.0": 1, "0000:a1:00.0": 0}, expanders=4),
+    Case("two-host-nodes-in-one-cell", "four-nodes", Domain().cells("0-1", "2-3").memnode(0, "0-1").memnode(1, "2-3")
+         .hostdev("40:00.0").hostdev("60:00.0").hostdev("80:00.0").raw(),
+         {"0000:40:00.0": 0, "0000:60:00.0": 0, "0000:80:00.0": 1}, expanders=3),
+    # Placed domains.
+    Case("added", "two-sockets", with_device("18:00.0"), {**PAIR, "0000:18:00.0": 0}, expanders=2, after="two-nodes"),
+    Case("added-new-place", "two-sockets", with_device("b4:00.0"), {"0000:17:00.0": 0, "0000:b4:00.0": 1}, expanders=2,
+         after="one-of-two"),
+    Case("one-of-two", "two-sockets", two_cells().hostdev("17:00.0").raw(), {"0000:17:00.0": 0}, expanders=1),
+    Case("removed", "two-sockets", without_device("17:00.0"), {"0000:b3:00.0": 1}, expanders=2, after="two-nodes"),
+    Case("already-placed", "two-sockets", lambda out: out, PAIR, "unchanged", "already-placed", expanders=2, after="two-nodes-formatted"),
+    Case("added-beside-switch", "eight-gpus", with_device("26:00.0"),
+         {"0000:24:00.0": 0, "0000:25:00.0": 0, "0000:26:00.0": 0}, expanders=1, switches=1, group_by="switch", after="two-behind-switch"),
+    Case("two-behind-switch", "eight-gpus", two_cells().hostdev("24:00.0").hostdev("25:00.0").raw(), {"0000:24:00.0": 0, "0000:25:00.0": 0},
+         expanders=1, switches=1, group_by="switch"),
+    Case("one-before-switch", "eight-gpus", two_cells().hostdev("24:00.0").raw(), {"0000:24:00.0": 0}, expanders=1, group_by="switch"),
+    Case("kept-apart", "eight-gpus", with_device("25:00.0"), {"0000:24:00.0": 0, "0000:25:00.0": 0}, expanders=1, group_by="switch",
+         after="one-before-switch"),
+    Case("stranger-on-our-port", "two-sockets", lambda out: with_nic_on("17:00.0")(out), {"0000:b3:00.0": 1}, expanders=2,
+         after="two-nodes-formatted"),
+    Case("host-changed", _moved_to_node_one, lambda out: out, {"0000:17:00.0": 1, "0000:b3:00.0": 1}, after="two-nodes-formatted"),
+    Case("absent-when-placed", _remote_node_removed, lambda out: out, {"0000:17:00.0": 0, "0000:b3:00.0": None}, "fallback",
+         "device-absent", after="two-nodes-formatted"),
+    Case("absent", _remote_node_removed, _pair(two_cells()).formatted(), {"0000:17:00.0": None, "0000:b3:00.0": "device-absent"},
+         "fallback", "device-absent"),
+    # Left alone.
+    Case("foreign-expander", "two-sockets", _foreign().raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
+         "foreign-expander"),
+    Case("no-cells", "two-sockets", _pair(Domain()).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged", "no-cells"),
+    Case("machine-type", "two-sockets", _pair(two_cells().on("microvm")).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
+         "machine-type"),
+    Case("no-machine", "two-sockets", _pair(two_cells().on(None)).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
+         "no-machine"),
+    Case("off", "two-sockets", _pair(two_cells().wish(policy="off")).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
+         "policy-off"),
+    Case("nothing", "two-sockets", two_cells().nic().disk().formatted(), {}, "unchanged", "nothing-to-place"),
+    Case("qemu-commandline", "two-sockets", _pair(two_cells()).commandline("-device", "vfio-pci,host=0000:18:00.0,bus=pcie.0").raw(),
+         {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged", "qemu-commandline"),
+    # Forms and wishes.
+    Case("forms", "mediated",
+         two_cells().mdev(MDEV).mdev(MDEV_REMOTE).nvme("19:00.0", 1, "virtio", "vda").nvme("b5:00.0", 2, "sata", "sda").vdpa(0).vdpa(1)
+         .hostdev("3b:01.1").formatted(),
+         {MDEV: 0, MDEV_REMOTE: 1, "0000:19:00.0#1": 0, "0000:b5:00.0#2": "not-pci", "/dev/vhost-vdpa-0": 0, "/dev/vhost-vdpa-1": 1,
+          "0000:3b:01.1": 0}, expanders=4),
+    Case("vmd", "vmd", two_cells().hostdev("10000:01:00.0").hostdev("10000:02:00.0").hostdev("10001:01:00.0").hostdev("0001:17:00.0").raw(),
+         {"10000:01:00.0": 0, "10000:02:00.0": 0, "10001:01:00.0": 1, "0001:17:00.0": 1}, expanders=3),
+    Case("unassigned", "two-sockets", two_cells().hostdev("17:00.0").hostdev("b3:00.0", "unassigned").formatted(),
+         {"0000:17:00.0": 0, "0000:b3:00.0": "unassigned"}, expanders=1),
+    Case("keep", "two-sockets", _pair(two_cells().keep("0000:b3:00.0")).formatted(), {"0000:17:00.0": 0, "0000:b3:00.0": "kept"},
+         expanders=1),
+    Case("wish-switch", "eight-gpus", two_cells().wish(group_by="switch").hostdev("24:00.0").hostdev("26:00.0").raw(),
+         {"0000:24:00.0": 0, "0000:26:00.0": 0}, expanders=1, switches=1, grouping="switch"),
+    Case("required-unmet", "two-sockets", _pair(_one_cell().wish(policy="required")).formatted(),
+         {"0000:17:00.0": None, "0000:b3:00.0": "no-cell"}, "fallback", "required"),
+    Case("owner-extras", "two-sockets", _pair(two_cells().with_extras().wish(policy="preferred")).formatted(), PAIR, expanders=2),
+    # Limits.
+    Case("thirty-three", crowd, _crowd(33).raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=1, stored=False),
+    Case("switch-steps-down", "eight-gpus", _gpus(two_cells()).raw(), GPUS, grouping="switch", expanders=4, switches=4, group_by="switch",
+         stored=False),
+    Case("steps-down-to-node", lambda: crowd(1, 130, 1), _scattered(130).raw(), {f"{n:04x}:01:00.0": 0 for n in range(130)}, expanders=1,
+         grouping="node", stored=False),
+    Case("no-room", lambda: crowd(230, 1, 1), _crowd(230).formatted(), {f"0000:{n + 1:02x}:00.0": None for n in range(230)}, "fallback",
+         "no-room", stored=False),
+]  # fmt: skip
+BY_NAME = {case.name: case for case in CASES}

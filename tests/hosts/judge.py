@@ -1,0 +1,215 @@
+"""The judge of a placed domain: every rule of the design, worked out from scratch from the XML before, the XML after, and the host.
+
+``faults`` lists what is wrong, a sentence each; :func:`judge` fails with all of them. It knows the host from the model that the test
+built (never from the files that the code under test read), and takes nothing from the code under test but its output and report.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import AbstractSet, Any, Optional
+
+from lxml import etree
+
+from tests.hosts.build import Host
+from tests.hosts.guest import Guest
+from tests.hosts.passthrough import NS, Passed, cells_for, is_passed, ours, passed, placement
+from tests.hosts.rules import layout_faults, place_faults
+
+DEVICE_KEYS = ["device", "source", "form", "host_node", "guest_cell", "guest_address", "placed", "reason"]
+REPORT_KEYS = ["outcome", "reason", "message", "group_by", "devices"]
+
+
+def judge(before: bytes, after: bytes, host: Host, report: dict[str, Any], *, fresh: bool = True) -> None:
+    """Fail with every fault. ``fresh``: nothing was placed before, so the layout owes nothing to history."""
+    found = faults(before, after, host, report, fresh=fresh)
+    assert not found, "\n  - ".join([f"{len(found)} faults:", *found]) + "\n\n" + after.decode()
+
+
+def faults(before: bytes, after: bytes, host: Host, report: dict[str, Any], *, fresh: bool = True) -> list[str]:
+    """What is wrong with ``after`` and ``report``."""
+    found = report_faults(before, after, host, report)
+    found += ours_only_faults(before, after)
+    if report["outcome"] != "placed" and before != after:
+        found.append(f"outcome {report['outcome']} but the output differs from the input")
+    if report["outcome"] == "placed" and before == after:
+        found.append("outcome placed but nothing changed")
+    owned = ours(after)
+    if owned:
+        found += layout_faults(after, owned, fresh)
+        found += place_faults(after, host, report, fresh)
+        found += record_faults(before, after)
+    elif report["outcome"] == "placed" and ours(before) == owned:
+        found.append("outcome placed but there is no <placement>")
+    return found
+
+
+# The report.
+
+
+def report_faults(before: bytes, after: bytes, host: Host, report: dict[str, Any]) -> list[str]:
+    """The report's form, and each line of it against host and domain."""
+    found = []
+    if list(report) != REPORT_KEYS:
+        found.append(f"report has the keys {list(report)}")
+    devices = passed(after, host)
+    lines = {line["source"]: line for line in report["devices"]}
+    if sorted(line["source"] for line in report["devices"]) != sorted(d.source for d in devices):
+        found.append(f"report lists {[line['source'] for line in report['devices']]}, the domain has {[d.source for d in devices]}")
+        return found
+    for device in devices:
+        line = lines[device.source]
+        if list(line) != DEVICE_KEYS:
+            found.append(f"{device.source}: line has the keys {list(line)}")
+        node = _node(device, host)
+        cells = cells_for(before, host, node) if node is not None else set()
+        wanted = {
+            "form": device.form,
+            "device": device.host_address,
+            "guest_address": str(device.at) if device.at else None,
+        }
+        if line["reason"] not in ("kept", "unassigned", "not-pci", "device-absent", "host-unreadable"):
+            wanted["host_node"] = node
+            wanted["guest_cell"] = next(iter(cells)) if len(cells) == 1 else None
+        for key, value in wanted.items():
+            if line[key] != value:
+                found.append(f"{device.source}: report says {key} {line[key]!r}, it is {value!r}")
+        stands = report["outcome"] == "fallback" and line["reason"] in ("device-absent", "host-unreadable")
+        if line["placed"] and line["reason"] not in (None, "kept-apart", "nearest") and not stands:
+            found.append(f"{device.source}: placed, and yet a reason {line['reason']}")
+        if not line["placed"] and line["reason"] is None and report["reason"] is None:
+            found.append(f"{device.source}: not placed, and no reason why")
+        if not line["placed"] and report["outcome"] == "placed":
+            found += _reason_faults(device, line, node, cells, before)
+    return found
+
+
+def _reason_faults(device: Passed, line: dict[str, Any], node: Optional[int], cells: set[int], before: bytes) -> list[str]:
+    kept = {k.get("device") for k in etree.fromstring(before).findall(f"metadata/{NS}pcinuma/{NS}keep")}
+    if device.unassigned:
+        wanted = {"unassigned"}
+    elif device.not_pci:
+        wanted = {"not-pci"}
+    elif device.source in kept:
+        wanted = {"kept"}
+    elif node is None:
+        wanted = {"no-affinity"}
+    elif not cells:
+        wanted = {"no-cell"}
+    elif len(cells) > 1:
+        wanted = {"ambiguous-cell"}
+    else:
+        wanted = {"no-room", "shared-slot", "mixed-nodes", "kept"}
+    if line["reason"] not in wanted | ({"shared-slot", "mixed-nodes", "kept"} if device.at and device.at.slot is not None else set()):
+        return [f"{device.source}: left where it was because of {line['reason']}, but it should be {' or '.join(sorted(wanted))}"]
+    return []
+
+
+def _node(device: Passed, host: Host) -> Optional[int]:
+    return host.node_of(device.host_address) if device.host_address in host.functions else None
+
+
+# Only ours.
+
+
+def ours_only_faults(before: bytes, after: bytes) -> list[str]:
+    """The input and the output without what is ours must be the same."""
+    strangers = _strangers(before)
+    one, other = without_ours(before, strangers), without_ours(after, strangers)
+    if one == other:
+        return []
+    lines = difflib.unified_diff(one.splitlines(), other.splitlines(), "before", "after", lineterm="", n=1)
+    return ["something that is not ours changed:\n" + "\n".join(lines)]
+
+
+def _strangers(xml: bytes) -> set[str]:
+    """The devices that are not passed through and yet sit on a controller of ours, without their addresses."""
+    guest, owned = Guest.of(xml), set(ours(xml))
+    elements = [e.element for e in guest.endpoints if e.element is not None and e.at and e.at.bus in owned]
+    return {_unaddressed(element) for element in elements if not is_passed(element)}
+
+
+def _unaddressed(element: etree._Element) -> str:
+    copy = etree.fromstring(etree.tostring(element))
+    for address in copy.findall("address"):
+        copy.remove(address)
+    return lines(copy)
+
+
+def without_ours(xml: bytes, strangers: AbstractSet[str] = frozenset()) -> str:
+    """The domain without our controllers, our metadata and the guest addresses of passthrough devices and ``strangers``; a line per tag."""
+    root = etree.fromstring(xml)
+    owned = set(ours(xml))
+    for element in root.find("devices").iterchildren(etree.Element):
+        if strangers and _unaddressed(element) in strangers:
+            element.remove(element.find("address"))
+    for controller in root.findall("devices/controller[@type='pci']"):
+        if int(controller.get("index", "-1")) in owned:
+            controller.getparent().remove(controller)
+    for device in [d.element for d in passed(root)]:
+        address = device.find("address")
+        if address is not None and address.get("type") == "pci":
+            device.remove(address)
+    for address in root.iter("address"):
+        if address.get("type") == "pci" and int(address.get("function", "0"), 0) == 0:
+            address.attrib.pop("multifunction", None)
+    metadata = root.find("metadata")
+    if metadata is not None:
+        for element in metadata.findall(f"{NS}pcinuma"):
+            for child in element.findall(f"{NS}placement"):
+                element.remove(child)
+            if not len(element):
+                element.text = None
+            if not len(element) and not element.attrib:
+                metadata.remove(element)
+        if not len(metadata):
+            root.remove(metadata)
+    return lines(root)
+
+
+def lines(root: etree._Element) -> str:
+    """Canonical XML, white space between elements dropped, an element or comment a line."""
+    for element in root.iter():
+        if len(element) and not (element.text or "").strip():
+            element.text = "\n"
+        if not (element.tail or "").strip():
+            element.tail = "\n"
+    return str(etree.tostring(root, method="c14n").decode())
+
+
+# The record.
+
+
+def record_faults(before: bytes, after: bytes) -> list[str]:
+    """The metadata hold each moved device's original address and nothing else, and list our controllers in full."""
+    found = []
+    element, earlier = placement(after), placement(before)
+    assert element is not None
+    names = [child.get("source") for child in element.findall(f"{NS}device")]
+    if len(set(names)) != len(names):
+        found.append(f"<placement> lists a device twice: {names}")
+    if len(set(ours(after))) != len(ours(after)):
+        found.append(f"<placement> lists a controller twice: {ours(after)}")
+    recorded = {child.get("source"): {k: v for k, v in child.attrib.items() if k != "source"} for child in element.findall(f"{NS}device")}
+    known = (
+        {}
+        if earlier is None
+        else {c.get("source"): {k: v for k, v in c.attrib.items() if k != "source"} for c in earlier.findall(f"{NS}device")}
+    )
+    guest = Guest.of(after)
+    was = {d.source: d for d in passed(before)}
+    for device in passed(after):
+        address = was[device.source].element.find("address") if device.source in was else None
+        moved = device.at is not None and guest.expander(device.at.bus) is not None and guest.expander(device.at.bus).index in ours(after)
+        if device.source in known:
+            wanted: Optional[dict[str, str]] = known[device.source]
+        else:
+            wanted = {} if address is None else {k: v for k, v in address.attrib.items() if k != "type"}
+        if moved and recorded.get(device.source) != wanted:
+            found.append(f"{device.source}: recorded {recorded.get(device.source)}, it was {wanted}")
+        if not moved and device.source in recorded and not device.unassigned:
+            found.append(f"{device.source} is recorded, but was not moved")
+    new = [c.index for c in guest.controllers.values() if c.index not in Guest.of(before).controllers]
+    if sorted(set(new) - set(ours(after))):
+        found.append(f"controllers {sorted(set(new) - set(ours(after)))} are new and not in <placement>")
+    return found

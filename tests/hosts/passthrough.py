@@ -1,0 +1,121 @@
+"""The passthrough devices of a domain as FACTS.md's table lists them, and the guest cell of a host node: read independently."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Optional, Union
+
+from lxml import etree
+
+from tests.hosts.build import Host, cpu_set
+from tests.hosts.guest import Slot, guest_slot
+
+Pools = Mapping[str, list[str]]
+NS = "{urn:pcinuma:domain:1}"
+
+
+@dataclass
+class Passed:
+    """One passthrough device."""
+
+    element: etree._Element
+    form: str
+    source: str
+    host_address: Optional[str]
+    at: Optional[Slot]
+    unassigned: bool
+    not_pci: bool
+
+
+def _host_address(address: Optional[etree._Element]) -> Optional[str]:
+    if address is None or address.get("bus") is None:
+        return None
+    values = [int(address.get(name, "0"), 0) for name in ("domain", "bus", "slot", "function")]
+    return "%04x:%02x:%02x.%d" % tuple(values)
+
+
+def passed(domain: Union[bytes, etree._Element], host: Optional[Host] = None, pools: Optional[Pools] = None) -> list[Passed]:
+    """The passthrough devices in the order of the XML.
+
+    ``host`` finds the PCI parents of mdevs and vDPA devices; ``pools`` holds the networks that are known to be hostdev pools.
+    """
+    root = etree.fromstring(domain) if isinstance(domain, bytes) else domain
+    devices = root.find("devices")
+    found: list[Passed] = []
+    for element in devices.iterchildren(etree.Element) if devices is not None else ():
+        known = _form(element, host, pools or {})
+        if known:
+            unassigned = element.find("address[@type='unassigned']") is not None
+            target = element.find("target")
+            not_pci = known[0] == "nvme-disk" and (target is None or target.get("bus") != "virtio")
+            found.append(Passed(element, *known, guest_slot(element), unassigned, not_pci))
+    return found
+
+
+def is_passed(element: etree._Element) -> bool:
+    """Whether a device element is passed through, or may be (a network could be a pool)."""
+    return (element.tag == "interface" and element.get("type") == "network") or _form(element, None, {}) is not None
+
+
+def _form(element: etree._Element, host: Optional[Host], pools: Pools) -> Optional[tuple[str, str, Optional[str]]]:
+    """Form, source and host address of a passthrough device; None for any other element."""
+    kind, where = element.get("type"), element.find("source")
+    functions = list(host.functions.values()) if host else []
+    if where is None:
+        return None
+    address = _host_address(where.find("address"))
+    if element.tag == "hostdev" and kind == "pci":
+        return "hostdev-pci", address or "", address
+    if element.tag == "hostdev" and kind == "mdev" and element.get("model") == "vfio-pci":
+        uuid = where.find("address").get("uuid")
+        return "mdev", uuid, next((f.address for f in functions if uuid in f.mdevs), None)
+    if element.tag == "interface" and kind == "hostdev":
+        return "interface-hostdev", address or "", address
+    if element.tag == "interface" and kind == "network" and where.get("network") in pools:
+        members = pools[where.get("network")]
+        return "network-pool", f"{where.get('network')}#{element.find('mac').get('address')}", members[0] if members else None
+    if element.tag == "disk" and kind == "nvme":
+        return "nvme-disk", f"{address}#{where.get('namespace')}", address
+    path = where.get("dev") or ""
+    if path.startswith("/dev/vhost-vdpa-"):
+        number = int(path.rsplit("-", 1)[1])
+        return "vdpa", path, next((f.address for f in functions if number in f.vdpas), None)
+    return None
+
+
+def nodeset(text: str) -> set[int]:
+    """libvirt's list format: ``0-3,^2,5``."""
+    numbers: set[int] = set()
+    for part in text.split(","):
+        if part.startswith("^"):
+            numbers -= cpu_set(part[1:])
+        else:
+            numbers |= cpu_set(part)
+    return numbers
+
+
+def cells_for(xml: bytes, host: Host, node: int) -> set[int]:
+    """The guest cells that stand for a host node: one is the answer; none or several leave the device where it is."""
+    root = etree.fromstring(xml)
+    cells = {int(c.get("id", str(n))): c.get("cpus") for n, c in enumerate(root.findall("cpu/numa/cell"))}
+    by_memory = {
+        int(m.get("cellid"))
+        for m in root.findall("numatune/memnode")
+        if node in nodeset(m.get("nodeset")) and int(m.get("cellid")) in cells
+    }
+    if len(by_memory) == 1:
+        return by_memory
+    local = cpu_set(host.nodes[node].cpus)
+    pins = {int(p.get("vcpu")): nodeset(p.get("cpuset")) for p in root.findall("cputune/vcpupin")}
+    by_cpu = {cell for cell, cpus in cells.items() if cpus and any(pins.get(vcpu, set()) & local for vcpu in nodeset(cpus))}
+    return by_cpu or (by_memory if len(by_memory) > 1 else set())
+
+
+def placement(xml: bytes) -> Optional[etree._Element]:
+    return etree.fromstring(xml).find(f"metadata/{NS}pcinuma/{NS}placement")
+
+
+def ours(xml: bytes) -> list[int]:
+    """The indexes of the controllers that the metadata says are ours."""
+    element = placement(xml)
+    return [] if element is None else [int(c.get("index")) for c in element.findall(f"{NS}controller")]
