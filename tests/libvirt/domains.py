@@ -35,6 +35,20 @@ def hostdev(address: str) -> str:
     return f"<hostdev mode='subsystem' type='pci' managed='yes'><source>{source}</source></hostdev>"
 
 
+def other_form(form: str) -> str:
+    """One device of :func:`small_host` passed through in another form than a plain hostdev."""
+    bus, slot = "0x17", "slot='0x00' function='0x0'"
+    return {
+        "interface-hostdev": "<interface type='hostdev' managed='yes'>"
+        f"<source><address type='pci' domain='0' bus='{bus}' {slot}/></source></interface>",
+        "nvme-disk": "<disk type='nvme' device='disk'><driver name='qemu' type='raw'/><source type='pci' managed='yes' namespace='1'>"
+        f"<address domain='0' bus='{bus}' {slot}/></source><target dev='vda' bus='virtio'/></disk>",
+        "mdev": "<hostdev mode='subsystem' type='mdev' model='vfio-pci'>"
+        "<source><address uuid='6f0b2ab3-8f2c-4c5b-9c26-0a45a01d8a11'/></source></hostdev>",
+        "vdpa": "<interface type='vdpa'><source dev='/dev/vhost-vdpa-0'/></interface>",
+    }[form]
+
+
 def guest(
     name: str,
     devices: Sequence[str] = (),
@@ -67,22 +81,30 @@ def guest(
 
 
 def cells(xml: str) -> dict[str, Optional[int]]:
-    """Host address of each passthrough device -> the guest cell of the expander bus that it is below; None on the default root."""
+    """Each passthrough device -> the guest cell of the expander bus that it is below; None on the default root.
+
+    A device is named by its host address; an interface of a network by the network."""
     root = etree.fromstring(xml)
     controllers = {int(c.get("index", "")): c for c in root.iterfind("devices/controller[@type='pci']")}
     found: dict[str, Optional[int]] = {}
-    for device in root.iterfind("devices/hostdev"):
-        source, address = device.find("source/address"), device.find("address")
-        assert source is not None and address is not None
+    for device in root.iterfind("devices/*"):
+        source, host, address = device.find("source"), device.find("source/address"), device.find("address")
+        network = source.get("network") if source is not None else None
+        if address is None or (host is None and network is None):
+            continue
         cell = None
         while cell is None and address is not None and int(address.get("bus", "0"), 16):
             controller = controllers[int(address.get("bus", ""), 16)]
             node = controller.find("target/node")
             cell = int(node.text or "") if node is not None else None
             address = controller.find("address")
-        numbers = [int(source.get(key, ""), 16) for key in ("domain", "bus", "slot", "function")]
-        found["{:04x}:{:02x}:{:02x}.{:x}".format(*numbers)] = cell
+        found[network or _address(host)] = cell
     return found
+
+
+def _address(host: Optional[etree._Element]) -> str:
+    assert host is not None
+    return "{:04x}:{:02x}:{:02x}.{:x}".format(*(int(host.get(key, ""), 16) for key in ("domain", "bus", "slot", "function")))
 
 
 def controllers(xml: str) -> list[tuple[int, str, Optional[str], Optional[str]]]:

@@ -104,14 +104,18 @@ class PrivateLibvirt:
 
     ``root``: the distribution to run (default: ``PCINUMA_TEST_ROOT``, else this machine's own). ``host_tree``: what pcinuma started
     inside reads instead of ``/`` (``PCINUMA_ROOT``). ``libvirtd``: start it at once; otherwise :meth:`start_libvirtd` does.
+    ``show_tree``: libvirt sees the PCI devices of ``host_tree`` in ``/sys``, and so takes hostdev networks on them.
     """
 
-    def __init__(self, *, root: Optional[Path] = None, host_tree: Optional[Path] = None, libvirtd: bool = True) -> None:
+    def __init__(
+        self, *, root: Optional[Path] = None, host_tree: Optional[Path] = None, libvirtd: bool = True, show_tree: bool = False
+    ) -> None:
         self.root = root or default_root()
         self.host_tree = host_tree
         self.base = Path(tempfile.mkdtemp(prefix="pcinuma-host-"))
         self.uri = f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"
         self._libvirtd_wanted = libvirtd
+        self._sys = [str(host_tree / "sys")] if show_tree and host_tree else []
         self._namespace: Optional[subprocess.Popen[bytes]] = None
         self._init: Optional[psutil.Process] = None
         self._connections: list[libvirt.virConnect] = []
@@ -172,7 +176,7 @@ class PrivateLibvirt:
             [
                 *("setpriv", "--pdeathsig", "KILL"),
                 *("unshare", "--mount", "--pid", "--net", "--ipc", "--uts", "--fork", "--kill-child"),
-                *("sh", str(NAMESPACE_SCRIPT), str(self.base), str(self.root), str(CHECKOUT)),
+                *("sh", str(NAMESPACE_SCRIPT), str(self.base), str(self.root), str(CHECKOUT), *self._sys),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,

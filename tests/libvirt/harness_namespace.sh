@@ -1,14 +1,24 @@
 #!/bin/sh
 # The first process of a private host: mounts a libvirt installation of its own over ROOT's and then reaps children until it is killed.
-# Run by harness.py as: unshare --mount --pid --net --ipc --uts --fork --kill-child sh harness_namespace.sh BASE ROOT CHECKOUT
-# BASE is the folder with what is private (etc, run, var, dev); ROOT is / or a chroot of another distribution.
+# Run by harness.py as: unshare --mount --pid --net --ipc --uts --fork --kill-child sh harness_namespace.sh BASE ROOT CHECKOUT [SYS]
+# BASE is the folder with what is private (etc, run, var, dev); ROOT is / or a chroot of another distribution; SYS is a tree whose PCI
+# devices are to be seen in /sys instead of the machine's.
 set -eu
-base=$1 root=${2%/} checkout=$3
+base=$1 root=${2%/} checkout=$3 sys=${4-}
 
 mount --make-rprivate /
 mount -t proc proc "$root/proc"
 # A new sysfs shows this network namespace; read-only, and without the machine's cgroups.
 mount -t sysfs -o ro sysfs "$root/sys"
+if [ -n "$sys" ]; then
+    # Devices refer to each other by relative links between these folders; the machine's own CPUs and nodes stay.
+    mkdir "$base/system"
+    mount --bind "$root/sys/devices/system" "$base/system"
+    for folder in devices bus/pci class/net; do
+        mount --bind "$sys/$folder" "$root/sys/$folder"
+    done
+    mount --move "$base/system" "$root/sys/devices/system"
+fi
 ip link set lo up
 
 # A /dev with the harmless devices only: with /dev/kvm in sight but unusable, libvirt's probing of QEMU hangs for minutes.

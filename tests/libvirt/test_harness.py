@@ -11,6 +11,7 @@ import libvirt
 import psutil
 import pytest
 
+from tests.hosts.machines import MACHINES
 from tests.libvirt.harness import CHECKOUT, HarnessError, PrivateLibvirt, ended, until
 
 GUEST = """
@@ -30,6 +31,7 @@ HOSTDEV = """
 
 LEFT_ALONE = """
 import time
+from tests.hosts.machines import MACHINES
 from tests.libvirt.harness import PrivateLibvirt
 host = PrivateLibvirt().__enter__()
 print(host.base, host._init.pid, flush=True)
@@ -105,3 +107,13 @@ def test_nothing_is_left_when_the_test_process_is_killed() -> None:
     until(lambda: ended(inside), "the namespaces to end")
     until(lambda: not [p for p in psutil.process_iter(["cmdline"]) if base in (p.info["cmdline"] or [])], "unshare to end")
     subprocess.run(["rm", "-rf", base], check=True)
+
+
+def test_libvirt_takes_networks_of_virtual_functions_that_only_the_tree_has(tmp_path: Path) -> None:
+    tree = MACHINES["sriov"]().write(tmp_path)
+    with PrivateLibvirt(host_tree=tree, show_tree=True) as host:
+        network = host.connect().networkDefineXML(
+            "<network><name>pool</name><forward mode='hostdev' managed='yes'><pf dev='ens1f0'/></forward></network>"
+        )
+        network.create()
+        assert network.XMLDesc().count("<address type='pci'") == 4

@@ -14,6 +14,7 @@ import pytest
 
 from pcinuma.errors import DaemonError
 from tests.hosts.build import unreadable
+from tests.hosts.machines import MACHINES
 from tests.libvirt.conftest import require
 from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
 from tests.libvirt.events import ADDED, UPDATED, Listener
@@ -190,6 +191,21 @@ def test_a_broken_host_tree_means_the_default_layout_and_a_mended_one_recovery(h
     file.write_text(text)
     daemon.call("PlaceDomain", {"domain": "unlucky"})
     await_placed(domain, PLACED)
+
+
+@pytest.mark.parametrize("members", ["<pf dev='ens2f0'/>", "<address type='pci' domain='0' bus='0xd8' slot='1' function='1'/>"])
+def test_an_interface_of_a_hostdev_network_is_placed(tmp_path: Path, members: str) -> None:
+    require()
+    tree = MACHINES["sriov"]().write(tmp_path)
+    with PrivateLibvirt(host_tree=tree, show_tree=True) as host, RunningDaemon(host):
+        network = host.connect().networkDefineXML(
+            f"<network><name>pool</name><forward mode='hostdev' managed='yes'>{members}</forward></network>"
+        )
+        network.create()
+        pins = "<vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='1' cpuset='1'/>"
+        xml = guest("pooled", extra="<interface type='network'><source network='pool'/></interface>")
+        domain = define(host, xml.replace(pins, "<vcpupin vcpu='0' cpuset='0-7'/><vcpupin vcpu='1' cpuset='8-15'/>"))
+        until(lambda: cells(inactive(domain)) == {"pool": 1}, "the interface to be placed")
 
 
 def test_libvirtd_may_restart_under_the_daemon(host: PrivateLibvirt, daemon: RunningDaemon) -> None:

@@ -41,7 +41,7 @@ def run(release: Release) -> Row:
     began = time.monotonic()
     with PrivateLibvirt(root=root) as host:
         connection = host.connect()
-        versions = [_dotted(connection.getLibVersion()), _dotted(connection.getVersion())]
+        libvirt, qemu = _dotted(connection.getLibVersion()), _dotted(connection.getVersion())
         python = host.run(["python3", "-c", "import platform; print(platform.python_version())"]).stdout.strip()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder, "report.xml")
@@ -55,7 +55,7 @@ def run(release: Release) -> Row:
             check=False,
         )
         passed, failures = _read(report)
-    return Row(release.suite, *versions, python, passed, failures, time.monotonic() - began)
+    return Row(release.suite, libvirt, qemu, python, passed, failures, time.monotonic() - began)
 
 
 def _dotted(version: int) -> str:
