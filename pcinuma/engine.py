@@ -18,7 +18,7 @@ from pcinuma.domain.edit import apply_plan, withdraw
 from pcinuma.domain.model import Domain, MachineKind
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
-from pcinuma.placement.layout import Layout
+from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.plan import Wish, make_plan
 from pcinuma.placement.plan_model import NoRoom, Plan
 from pcinuma.placement.reason import Outcome, Reason
@@ -199,6 +199,8 @@ class _Job:
 def _foreign_expander(domain: Domain) -> Optional[int]:
     """An expander that is not ours and that a passthrough device sits below, or whose bus number libvirt has yet to choose."""
     ours = domain.placement.controllers if domain.placement else ()
+    if not any(c.model in EXPANDERS or c.node is not None for c in domain.controllers.values()):
+        return None
     layout = Layout(domain)
     for device in domain.devices:
         home = layout.expander_of(device.address.bus) if device.address is not None else None

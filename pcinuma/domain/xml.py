@@ -17,7 +17,6 @@ _DECLARATION = re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml\s")
 _OPAQUE = re.compile(rb"(<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!DOCTYPE[^>]*>)", re.DOTALL)
 _ATTRIBUTE = re.compile(rb"""="([^"'<>]*)"(?=[^<>]*>)""")
 _APOSTROPHE = re.compile(rb"""="([^"<>]*)"(?=[^<>]*>)""")
-_NUMBER = re.compile(r"(0[xX][0-9a-fA-F]{1,8}|0[0-7]{0,11}|[1-9][0-9]{0,9})\Z")
 
 
 class Document:
@@ -34,7 +33,8 @@ class Document:
             name = etree.QName(self.root).localname
             raise UnusableInput(f"the root element is <{name}>, not <domain>", subject="domain XML")
         self._declared = _DECLARATION.match(xml) is not None
-        self._single = xml.find(b"='") >= 0 and xml.find(b'="') < 0
+        self._single = b"='" in xml and b'="' not in xml
+        self._plain = not any(quote in xml for quote in (b'"', b"&quot;", b"&apos;", b"&#"))
         self._tail = xml[len(xml.rstrip()) :]
 
     def serialise(self) -> bytes:
@@ -44,7 +44,9 @@ class Document:
         encoding: Any = info.encoding or "UTF-8"  # lxml-stubs knows only "unicode" here
         standalone: Any = info.standalone if self._declared else None
         data: bytes = etree.tostring(tree, encoding=encoding, xml_declaration=self._declared, standalone=standalone)
-        return (_single_quoted(data) if self._single else data).rstrip() + self._tail
+        if self._single:
+            data = data.replace(b'"', b"'") if self._plain else _single_quoted(data)
+        return data.rstrip() + self._tail
 
 
 def _single_quoted(data: bytes) -> bytes:
@@ -60,13 +62,14 @@ def _with_apostrophes(match: re.Match[bytes]) -> bytes:
 
 def number(text: Optional[str], what: str) -> int:
     """A number as libvirt reads one in an address (decimal, 0x hexadecimal, 0 octal). DomainError naming ``what`` for anything else."""
-    match = _NUMBER.match(text.strip()) if text is not None else None
-    if match is None:
-        raise DomainError(f"{text!r} is no number", subject=what)
-    digits = match.group(1)
-    if digits[:2] in ("0x", "0X"):
-        return int(digits, 16)
-    return int(digits, 8) if digits[0] == "0" else int(digits)
+    try:
+        if text is not None and len(text) <= 10 and text.isascii() and text.isalnum():
+            if text[0] != "0":
+                return int(text)
+            return int(text, 16 if text[1:2] in ("x", "X") else 8)
+    except ValueError:
+        pass
+    raise DomainError(f"{text!r} is no number", subject=what)
 
 
 def insert_after(sibling: etree._Element, new: etree._Element) -> None:
