@@ -1,0 +1,136 @@
+"""install.sh on a whole host, where libvirt runs and domains are placed: what it sets up works, and taking it down undoes it all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.libvirt.conftest import require
+from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
+from tests.libvirt.harness import PrivateLibvirt, ended, until
+
+PLACED = {GPU_0: 0, GPU_1: 1}
+OVERLAY = "/run/overlay"
+FOLDERS = ("etc", "var", "run")
+# What libvirt itself, and a test's mounts, write meanwhile.
+OTHERS = ("run/libvirt", "run/overlay", "var/lib/libvirt", "var/log/libvirt", "var/cache/libvirt", "etc/libvirt/qemu", "run/virtlogd")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[PrivateLibvirt]:
+    """A private libvirt on a host of two nodes, with a /usr that can be written to without harm."""
+    require()
+    with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host:
+        overlay = f"lowerdir=/usr,upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
+        host.run(["mkdir", OVERLAY])
+        host.run(["mount", "-t", "tmpfs", "tmpfs", OVERLAY])
+        host.run(["mkdir", f"{OVERLAY}/upper", f"{OVERLAY}/work"])
+        host.run(["mount", "-t", "overlay", "-o", overlay, "overlay", "/usr"])
+        yield host
+
+
+def install(host: PrivateLibvirt, *arguments: str, check: bool = True) -> CompletedProcess[str]:
+    return host.run(["./install.sh", *arguments], check=check)
+
+
+def start_daemon(host: PrivateLibvirt) -> None:
+    with (host.base / "pcinumad.log").open("ab") as log:
+        host.popen(["/usr/bin/pcinumad"], stdout=log, stderr=log)
+    until(lambda: host.run(["/usr/bin/pcinuma", "status"], check=False).returncode == 0, "the installed daemon to answer", 30, 0.2)
+
+
+def inactive(host: PrivateLibvirt, name: str) -> str:
+    return host.virsh("dumpxml", "--inactive", "--security-info", name).stdout
+
+
+def files(host: PrivateLibvirt) -> set[str]:
+    """Every file that the host has of its own: what was written to /usr, and all of /etc, /var and /run but what is libvirt's."""
+    written = host.run(["find", f"{OVERLAY}/upper", "!", "-type", "d", "-printf", "usr/%P\n"]).stdout.splitlines()
+    found = {str(path.relative_to(host.base)) for folder in FOLDERS for path in (host.base / folder).rglob("*") if not path.is_dir()}
+    return {file for file in {*written, *found} if not file.startswith(OTHERS) and not file.endswith(".pyc")}
+
+
+def test_a_running_libvirt_calls_the_hook_from_the_install_on_and_is_not_restarted(host: PrivateLibvirt) -> None:
+    (libvirtd,) = host.processes("libvirtd")
+    host.connect().defineXML(guest("strict", [GPU_0], policy="required"))
+    assert "libvirtd reloaded" in install(host, "--no-packages").stdout
+    # The daemon does not run: the hook is what refuses.
+    refusal = until(
+        lambda: (said := host.virsh("start", "strict", check=False).stderr).find("pcinuma:") >= 0 and said, "the hook to be called", 10, 0.5
+    )
+    assert "required" in refusal
+    assert [process.pid for process in host.processes("libvirtd")] == [libvirtd.pid] and not ended(libvirtd)
+
+
+def test_a_second_run_changes_nothing_and_leaves_libvirt_in_peace(host: PrivateLibvirt) -> None:
+    install(host, "--no-packages")
+    before = files(host)
+    said = install(host, "--no-packages").stdout
+    assert "nothing was changed" in said and "reloaded" not in said
+    assert files(host) == before
+
+
+def test_without_systemd_it_says_how_to_run_the_daemon_and_that_works(host: PrivateLibvirt) -> None:
+    assert "/usr/bin/pcinumad" in install(host, "--no-packages").stdout
+    start_daemon(host)
+    host.connect().defineXML(guest("new", [GPU_0, GPU_1]))
+    until(lambda: cells(inactive(host, "new")) == PLACED, "the domain to be placed")
+
+
+def test_purging_restores_placed_domains_stops_the_daemon_and_leaves_no_file(host: PrivateLibvirt) -> None:
+    before = files(host)
+    domain = host.connect().defineXML(guest("restored", [GPU_0, GPU_1]))
+    original = inactive(host, "restored")
+    domain.undefine()
+    install(host, "--no-packages")
+    start_daemon(host)
+    host.connect().defineXML(original)
+    until(lambda: cells(inactive(host, "restored")) == PLACED, "the domain to be placed")
+
+    said = install(host, "--purge").stdout
+
+    assert "restored: reverted" in said
+    assert inactive(host, "restored") == original
+    assert [process.name() for process in host.processes() if "pcinuma" in process.name()] == []
+    assert files(host) == before
+    assert "Nothing of pcinuma is installed here" in install(host, "--purge").stdout
+
+
+def test_uninstalling_leaves_the_configuration_and_domains_start_as_ever(host: PrivateLibvirt) -> None:
+    before = files(host)
+    install(host, "--no-packages")
+    host.connect().defineXML(guest("plain"))
+    install(host, "--uninstall")
+    assert files(host) - before == {"etc/pcinuma/pcinuma.conf"}
+    host.virsh("start", "plain")
+    host.virsh("destroy", "plain")
+
+
+def test_a_placed_domain_that_cannot_be_reverted_stops_the_uninstall_unless_forced(host: PrivateLibvirt) -> None:
+    install(host, "--no-packages")
+    host.connect().defineXML(guest("stuck", [GPU_0, GPU_1]))
+    host.run(["/usr/bin/pcinuma", "enable", "stuck"], check=False)
+    host.run(["/usr/bin/pcinuma", "apply", "stuck"], check=False)
+    assert cells(inactive(host, "stuck")) == PLACED
+    installed = files(host)
+    host.stop_libvirtd()
+
+    refused = install(host, "--uninstall", check=False)
+    assert refused.returncode == 1 and "nothing was removed" in refused.stderr
+    assert files(host) == installed
+
+    forced = install(host, "--purge", "--force")
+    assert "not reverted, and left as they are: stuck" in forced.stdout
+    host.start_libvirtd()
+    assert cells(inactive(host, "stuck")) == PLACED
+
+
+def test_a_missing_module_is_named_and_nothing_is_installed(host: PrivateLibvirt) -> None:
+    before = files(host)
+    host.run(["sh", "-c", "mv /usr/lib/python3/dist-packages/structlog /usr/lib/python3/dist-packages/no-structlog"])
+    missing = install(host, "--no-packages", check=False)
+    assert missing.returncode == 1 and missing.stderr == "install.sh: missing: python3-structlog (as Debian and Fedora name them)\n"
+    assert {file for file in files(host) - before if "structlog" not in file} == set()
