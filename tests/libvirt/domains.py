@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from lxml import etree
 
@@ -80,44 +80,65 @@ def guest(
 </domain>"""
 
 
-def cells(xml: str) -> dict[str, Optional[int]]:
-    """Each passthrough device -> the guest cell of the expander bus that it is below; None on the default root.
+class Controller(NamedTuple):
+    """A PCI controller: its address as (bus, slot, function), None if not written, and the cell of the expander bus that it is or
+    is below."""
 
-    A device is named by its host address; an interface of a network by the network."""
-    root = etree.fromstring(xml)
-    controllers = {int(c.get("index", "")): c for c in root.iterfind("devices/controller[@type='pci']")}
+    index: int
+    model: str
+    address: Optional[tuple[int, int, int]]
+    bus_nr: Optional[int]
+    cell: Optional[int]
+
+
+def controllers(xml: str) -> list[Controller]:
+    """The PCI controllers, in order of index."""
+    elements = {int(c.get("index", "")): c for c in etree.fromstring(xml).iterfind("devices/controller[@type='pci']")}
+    rows = []
+    for index, element in sorted(elements.items()):
+        target = element.find("target")
+        bus_nr = target.get("busNr") if target is not None else None
+        above, cell = element, None
+        while cell is None:
+            cell = _number(above.findtext("target/node"))
+            place = _guest_address(above)
+            if place is None or place[0] not in elements or above is elements[place[0]]:
+                break
+            above = elements[place[0]]
+        rows.append(Controller(index, element.get("model", ""), _guest_address(element), _number(bus_nr), cell))
+    return rows
+
+
+def cells(xml: str) -> dict[str, Optional[int]]:
+    """Each passthrough device that has a PCI address in the guest -> the guest cell of the expander bus that it is below; None on the
+    default root. A device is named by its host address or UUID; an interface of a network, and vDPA, by network and path."""
+    ports = {row.index: row.cell for row in controllers(xml)}
     found: dict[str, Optional[int]] = {}
-    for device in root.iterfind("devices/*"):
-        source, host, address = device.find("source"), device.find("source/address"), device.find("address")
-        network = source.get("network") if source is not None else None
-        if address is None or (host is None and network is None):
+    for device in etree.fromstring(xml).iterfind("devices/*"):
+        source, place = device.find("source"), _guest_address(device)
+        if source is None or place is None:
             continue
-        cell = None
-        while cell is None and address is not None and int(address.get("bus", "0"), 16):
-            controller = controllers[int(address.get("bus", ""), 16)]
-            node = controller.find("target/node")
-            cell = int(node.text or "") if node is not None else None
-            address = controller.find("address")
-        found[network or _address(host)] = cell
+        host = source.find("address")
+        if host is not None and host.get("uuid"):
+            name = host.get("uuid", "")
+        elif host is not None:
+            name = "{:04x}:{:02x}:{:02x}.{:x}".format(*(_number(host.get(k, "0")) or 0 for k in ("domain", "bus", "slot", "function")))
+        elif device.tag == "interface" and (source.get("network") or source.get("dev")):
+            name = source.get("network") or source.get("dev", "")
+        else:
+            continue
+        found[name] = ports.get(place[0])
     return found
 
 
-def _address(host: Optional[etree._Element]) -> str:
-    assert host is not None
-    return "{:04x}:{:02x}:{:02x}.{:x}".format(*(int(host.get(key, ""), 16) for key in ("domain", "bus", "slot", "function")))
+def _guest_address(element: etree._Element) -> Optional[tuple[int, int, int]]:
+    address = element.find("address[@type='pci']")
+    if address is None or address.get("bus") is None:
+        return None
+    bus, slot, function = (_number(address.get(key, "0")) or 0 for key in ("bus", "slot", "function"))
+    return bus, slot, function
 
 
-def controllers(xml: str) -> list[tuple[int, str, Optional[str], Optional[str]]]:
-    """The PCI controllers: (index, model, address as written, busNr), in order of index."""
-    rows = []
-    for controller in etree.fromstring(xml).iterfind("devices/controller[@type='pci']"):
-        address, target = controller.find("address"), controller.find("target")
-        rows.append(
-            (
-                int(controller.get("index", "")),
-                controller.get("model", ""),
-                etree.tostring(address, with_tail=False).decode() if address is not None else None,
-                target.get("busNr") if target is not None else None,
-            )
-        )
-    return sorted(rows)
+def _number(text: Optional[str]) -> Optional[int]:
+    """libvirt writes numbers decimal or with 0x."""
+    return int(text, 0) if text is not None else None
