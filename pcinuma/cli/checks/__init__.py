@@ -1,0 +1,1 @@
+"""The checks of ``pcinuma check``, by what they look at; each module has a ``check`` that returns findings and never raises our errors."""

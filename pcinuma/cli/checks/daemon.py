@@ -1,0 +1,36 @@
+"""The daemon: does it answer, is it this version, does it reach libvirt."""
+
+from __future__ import annotations
+
+from typing import Any, Mapping
+
+from pcinuma import __version__
+from pcinuma.cli.checks.finding import Finding, fail, passed, warn
+from pcinuma.daemon import client
+from pcinuma.errors import DaemonError
+
+
+def check() -> list[Finding]:
+    """Everything that the daemon tells."""
+    try:
+        status = client.call("Status", timeout=10)
+    except DaemonError as error:
+        if isinstance(error.__context__, PermissionError):
+            return [warn("daemon", "answers only root", "run this as root")]
+        return [fail("daemon", error.what, error.hint)]
+    return [_daemon(status), *_link(status)]
+
+
+def _daemon(status: Mapping[str, Any]) -> Finding:
+    if status["version"] != __version__:
+        message = f"version {status['version']} runs, version {__version__} is installed"
+        return warn("daemon", message, "systemctl restart pcinuma")
+    return passed("daemon", f"version {status['version']}, running since {str(status['started'])[:19].replace('T', ' ')}")
+
+
+def _link(status: Mapping[str, Any]) -> list[Finding]:
+    libvirt = status["libvirt"]
+    if libvirt["connected"]:
+        return []
+    message = f"not connected to {libvirt['uri']}: {libvirt['message']}"
+    return [fail("daemon's libvirt", message, "is libvirt running? see journalctl -u pcinuma")]

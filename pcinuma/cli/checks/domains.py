@@ -1,0 +1,72 @@
+"""The domains with passthrough devices: placed or not, why, and what a finer grouping would give them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+from pcinuma.cli.checks.finding import Finding, fail, passed, warn
+from pcinuma.cli.connect import connection, libvirt_module
+from pcinuma.cli.groupings import groupings, shown_by, trade
+from pcinuma.cli.sources import DomainSource, read_pools
+from pcinuma.cli.words import placed_of, sentence, why
+from pcinuma.daemon import client
+from pcinuma.engine import place
+from pcinuma.errors import ConfigError, DaemonError, HostError, LibvirtError, UnusableInput
+from pcinuma.host.topology import Topology, read_topology
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import GroupBy
+
+
+def check(root: Path) -> list[Finding]:
+    """A line for each domain that passes devices through; none where libvirt cannot be asked (another check says so)."""
+    try:
+        topology = read_topology(root)
+        with connection() as opened:
+            libvirt = libvirt_module()
+            found = opened.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT)
+            domains = []
+            for domain in sorted(found, key=lambda domain: str(domain.name())):
+                xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).encode()
+                domains.append(DomainSource(domain.name(), xml, read_pools(opened, xml), False))
+        decided = _decided()
+        findings = [_domain(domain, root, topology, decided.get(domain.name)) for domain in domains]
+    except (ConfigError, HostError, LibvirtError, UnusableInput):
+        return []
+    return [finding for finding in findings if finding is not None]
+
+
+def _decided() -> Mapping[str, Mapping[str, Any]]:
+    """What the daemon last decided, by domain; nothing if it cannot be asked."""
+    try:
+        return {domain["name"]: domain for domain in client.call("Status", timeout=10)["domains"]}
+    except DaemonError:
+        return {}
+
+
+def _domain(source: DomainSource, root: Path, topology: Topology, decided: Optional[Mapping[str, Any]]) -> Optional[Finding]:
+    result = place(source.xml, source.request(root))
+    if not result.devices:
+        return None
+    what, explain = f"domain {source.name}", f"pcinuma explain {source.name}"
+    if result.outcome is Outcome.FALLBACK:
+        return fail(what, f"cannot be placed: {why(result.report())}", explain)
+    if decided is not None and decided["outcome"] == "fallback":
+        return fail(what, f"not placed: {decided['message'] or sentence(decided['reason'])}", explain)
+    if result.outcome is Outcome.PLACED:
+        if decided is not None and not decided["enabled"]:
+            return warn(what, Reason.NOT_ENABLED.sentence, f"pcinuma plan {source.name}; pcinuma enable {source.name}")
+        return warn(what, "its definition is not placed as the host is now", f"pcinuma plan {source.name}; pcinuma apply {source.name}")
+    if result.reason is not Reason.ALREADY_PLACED:
+        return passed(what, f"left as it is: {why(result.report())}")
+    message = f"{placed_of(result.report())} placed" + (f", grouped by {result.group_by.value}" if result.group_by else "")
+    return Finding(passed(what, message).level, what, message, _gain(source, root, topology))
+
+
+def _gain(source: DomainSource, root: Path, topology: Topology) -> Optional[str]:
+    """What mirroring switches would give and cost the domain; None if it would give nothing."""
+    now = shown_by(place(source.xml, source.request(root)), frozenset(source.pools), topology)
+    for grouping in groupings(source, root, topology):
+        if grouping.group_by is GroupBy.SWITCH and grouping.shown is not None and grouping.shown.right > now.right:
+            return f"group-by switch {trade(now, grouping)}"
+    return None

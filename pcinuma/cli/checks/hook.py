@@ -1,0 +1,117 @@
+"""libvirt's hook: there, ours, executable, and known to the libvirt that runs.
+
+libvirt looks for hook scripts when its daemon starts and when it is told to reload, and never again (``virHookInitialize``). The file's
+time says since when a hook of ours is there (install.sh keeps it over upgrades); the installer notes each reload that it asked for.
+Where neither settles it, a decision that the daemon made for the hook does.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Mapping, Optional
+
+import psutil
+
+from pcinuma.cli.checks.finding import Finding, fail, passed, warn
+from pcinuma.daemon import client
+from pcinuma.errors import DaemonError
+
+HOOKS = "etc/libvirt/hooks"
+SEEN = "run/pcinuma/hook-seen"
+_MARK = b"pcinuma"
+_DAEMONS = ("virtqemud", "libvirtd")
+_INSTALL = "run install.sh"
+
+
+def check(root: Path = Path("/")) -> list[Finding]:
+    """The hook's file below ``root``, and whether a libvirt that runs here with that file calls it."""
+    try:
+        hook = find(root)
+    except PermissionError:
+        return [warn("hook", f"/{HOOKS} cannot be read", "run this as root")]
+    if hook is None:
+        return [fail("hook", f"pcinuma's hook is neither /{HOOKS}/qemu nor in /{HOOKS}/qemu.d", _INSTALL)]
+    mode = hook.stat().st_mode
+    if not mode & stat.S_IXUSR:
+        return [fail("hook", f"{hook} is not executable, so libvirt ignores it", f"chmod 755 {hook}")]
+    if mode & stat.S_IWOTH:
+        return [fail("hook", f"{hook} can be written by anybody, and runs as root", f"chmod 755 {hook}")]
+    return [passed("hook", str(hook)), _seen(root, hook)]
+
+
+def find(root: Path) -> Optional[Path]:
+    """Our hook's file, None if it is not installed."""
+    candidates = [root / HOOKS / "qemu"]
+    folder = root / HOOKS / "qemu.d"
+    if folder.is_dir():
+        candidates += sorted(folder.iterdir())
+    return next((path for path in candidates if path.is_file() and _MARK in path.read_bytes()[:4096]), None)
+
+
+def _seen(root: Path, hook: Path) -> Finding:
+    what = "hook in use"
+    processes = _libvirt_processes(hook)
+    if not processes:
+        return warn(what, "no libvirtd or virtqemud runs here at the moment; the next one sees the hook when it starts")
+    since = hook.stat().st_mtime
+    noted = _noted(root / SEEN)
+    for process in processes:
+        name = f"{process.name()} (pid {process.pid})"
+        started = process.create_time()
+        if started > since or process.pid in noted or _called_since(started):
+            continue
+        unit = "libvirtd" if process.name() == "libvirtd" else "virtqemud"
+        return fail(what, f"{name} has been running since before the hook was there", f"systemctl reload {unit} (guests keep running)")
+    names = ", ".join(f"{process.name()} (pid {process.pid})" for process in processes)
+    return passed(what, f"{names} looked for hooks after it was there")
+
+
+def _libvirt_processes(hook: Path) -> list[psutil.Process]:
+    """libvirt's QEMU daemons that see the same hook file as we do (not those of a container or of a test)."""
+    found = []
+    for process in psutil.process_iter(["name"]):
+        if process.info["name"] not in _DAEMONS:
+            continue
+        try:
+            if os.path.samefile(f"/proc/{process.pid}/root{hook.resolve()}", hook):
+                found.append(process)
+        except OSError:
+            continue  # another root without that file, or already gone
+    return found
+
+
+def _noted(seen: Path) -> set[int]:
+    """Processes that install.sh told to reload: lines of ``pid start``, the start as in /proc/PID/stat."""
+    pids = set()
+    try:
+        lines = seen.read_text(encoding="ascii").splitlines()
+    except OSError:
+        return set()
+    for line in lines:
+        pid, _, start = line.partition(" ")
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
+        except OSError:
+            continue
+        if len(fields) > 19 and fields[19] == start.strip():
+            pids.add(int(pid))
+    return pids
+
+
+def _called_since(started: float) -> bool:
+    """Whether the daemon made a decision for the hook after libvirt's process started."""
+    try:
+        domains: list[Mapping[str, Any]] = client.call("Status", timeout=5)["domains"]
+    except DaemonError:
+        return False
+    for domain in domains:
+        if domain["by"] == "hook" and domain["when"]:
+            try:
+                if datetime.fromisoformat(str(domain["when"]).replace("Z", "+00:00")).timestamp() > started:
+                    return True
+            except ValueError:
+                continue
+    return False

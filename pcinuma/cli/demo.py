@@ -1,0 +1,25 @@
+"""``pcinuma demo``: a virtual two-socket host in which pcinuma does its work before your eyes (:mod:`pcinuma.lab.demo`)."""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "demo"
+HELP = "boot a virtual two-socket host and show what a guest sees without pcinuma and with it"
+EPILOG = """\
+examples:
+  sudo pcinuma demo
+  sudo pcinuma demo --keep      ends with a shell in the virtual host
+
+Everything is emulated: no NUMA machine and no passthrough hardware needed. Nothing is left behind.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--keep", action="store_true", help="end with a shell in the virtual host")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pcinuma.lab import demo
+
+    return demo.main(["--keep"] if args.keep else [])

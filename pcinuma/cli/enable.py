@@ -1,0 +1,68 @@
+"""``pcinuma enable``: let pcinuma place a domain from now on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pcinuma.cli.progress import Progress
+from pcinuma.cli.screen import Screen
+from pcinuma.cli.words import placed_of, why
+from pcinuma.daemon import client
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, DaemonError, UnusableInput
+
+NAME = "enable"
+HELP = "let pcinuma place a domain from now on, and place its definition"
+EPILOG = """\
+examples:
+  pcinuma enable vm1 vm2
+  pcinuma enable --all
+
+Domains that existed before pcinuma was first started are left alone until they are enabled: placing them gives their devices new
+addresses in the guest (network interfaces may get new names). Look first with `pcinuma plan vm1`.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="names or UUIDs")
+    parser.add_argument("--all", action="store_true", help="every persistent domain")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.all == bool(args.domains):
+        raise UnusableInput("name the domains to enable, or --all", hint="see `pcinuma enable --help`")
+    results: list[dict[str, Any]] = []
+    with Progress("enabling") as progress:
+        names = sorted(domain["name"] for domain in client.call("Status")["domains"]) if args.all else args.domains
+        for number, name in enumerate(names, 1):
+            progress.step(f"{name} ({number} of {len(names)})")
+            try:
+                reply = client.call("Enable", {"domain": name}, timeout=120)
+                results.append({"domain": name, "changed": reply["changed"], "report": reply["report"], "error": None})
+            except DaemonError as error:
+                if len(names) == 1:
+                    raise
+                results.append({"domain": name, "changed": False, "report": None, "error": str(error)})
+    if args.json:
+        print(json.dumps({"domains": results}, indent=2))
+    else:
+        screen = Screen.of()
+        for result in results:
+            print(f"{result['domain']}: {_outcome(result, screen)}")
+        if not results:
+            print("libvirt has no persistent domains")
+    return EXIT_NEGATIVE if any(result["error"] for result in results) else EXIT_DONE
+
+
+def _outcome(result: dict[str, Any], screen: Screen) -> str:
+    if result["error"]:
+        return screen.paint("failed", "red") + f": {result['error']}"
+    report = result["report"]
+    if report["outcome"] == "fallback":
+        return screen.paint("enabled, but not placed", "yellow") + f": {why(report)}"
+    if report["outcome"] == "placed":
+        how = f"{placed_of(report)}, grouped by {report['group_by']}"
+        return screen.paint("enabled and placed", "green") + f", {how}; takes effect at the next start"
+    return screen.paint("enabled", "green") + (f": {why(report)}" if why(report) else "")

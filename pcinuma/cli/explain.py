@@ -1,0 +1,206 @@
+"""``pcinuma explain``: where each device is on the host, where the guest has it, and why; and what other groupings would change."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from pcinuma.cli.connect import host_root
+from pcinuma.cli.describe import Describer
+from pcinuma.cli.distance import Distance
+from pcinuma.cli.groupings import LINK_BELOW_ROOT_PORT, LINK_BELOW_SWITCH, Grouping, Shown, groupings, shown_by, trade
+from pcinuma.cli.guest import SWITCH, Guest
+from pcinuma.cli.screen import Screen
+from pcinuma.cli.sources import DomainSource, read_source
+from pcinuma.cli.words import placed_of, why
+from pcinuma.engine import DeviceReport, Result, place
+from pcinuma.errors import EXIT_DONE
+from pcinuma.host.topology import HostDevice, Topology, read_topology
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import GroupBy
+
+NAME = "explain"
+HELP = "say for each passthrough device where it is, where the guest has it, and why"
+EPILOG = """\
+examples:
+  pcinuma explain vm1                   the definition as it would start next
+  pcinuma explain vm.xml                a domain from a file
+  pcinuma explain vm.xml --root DIR     on a captured host (see pcinuma capture)
+
+The last part compares the three groupings (group-by in the domain's metadata or in pcinuma.conf). Distances are those of NCCL and
+nvidia-smi topo: PIX under one switch, PXB under several, PHB under one root complex, NODE, SYS.
+"""
+_SHOWN_PAIRS = 8
+_OUTCOMES = {
+    Outcome.PLACED: "pcinuma would change the definition to this",
+    Outcome.UNCHANGED: "the definition is as it should be",
+    Outcome.FALLBACK: "not placed",
+}
+
+
+@dataclass(frozen=True)
+class Explained:
+    """Everything that explain says. ``result``: what would start; ``layout``: what that shows the guest."""
+
+    source: DomainSource
+    result: Result
+    guest: Guest
+    topology: Topology
+    layout: Shown
+    groupings: tuple[Grouping, ...]
+
+    def host(self, report: DeviceReport) -> Optional[HostDevice]:
+        """The host device behind a device of the report."""
+        return next((device for device in self.topology.devices if str(device.address) == report.device), None)
+
+    def cell_by(self, report: DeviceReport) -> Optional[str]:
+        """What in the domain's XML makes the cell stand for the node: memnode or vcpupin (or nearest)."""
+        if report.guest_cell is None or report.host_node is None:
+            return None
+        if report.reason is Reason.NEAREST:
+            return "nearest"
+        cells = {cell for cell, nodes in self.guest.domain.memnodes if report.host_node in nodes}
+        return "memnode" if cells == {report.guest_cell} else "vcpupin"
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data: the report of ``place``, and beside it what only explain knows."""
+        report = self.result.report()
+        for device, plain in zip(self.result.devices, report["devices"]):
+            host = self.host(device)
+            plain["cell_by"] = self.cell_by(device)
+            plain["sentence"] = device.reason.sentence if device.reason else None
+            plain["host"] = None if host is None else host.as_json()
+            plain["guest_path"] = [f"{c.index}: {c.model}" for c in self.path(device)]
+        return {
+            "domain": self.source.name,
+            **report,
+            "refused": self.result.refused,
+            "warnings": list(self.result.warnings),
+            "layout": self.layout.as_json(),
+            "groupings": [grouping.as_json() for grouping in self.groupings],
+        }
+
+    def path(self, report: DeviceReport) -> Any:
+        """The guest's controllers above the device."""
+        device = self.guest.device(report.source)
+        return () if device is None or device.address is None else self.guest.path(device.address)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN|FILE", help="a domain's name or UUID, or a file with its XML (- for stdin)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="read the host from DIR/sys instead of /sys")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    explained = explain(read_source(args.domain), args.root or host_root())
+    if args.json:
+        print(json.dumps(explained.as_json(), indent=2))
+    else:
+        print("\n".join(_lines(explained, Screen.of(), Describer(args.root or host_root()))))
+    return EXIT_DONE
+
+
+def explain(source: DomainSource, root: Path) -> Explained:
+    """Explain a domain on the host below ``root``."""
+    topology = read_topology(root)
+    result = place(source.xml, source.request(root))
+    pools = frozenset(source.pools)
+    guest = Guest.read(result.xml, pools)
+    layout = shown_by(result, pools, topology)
+    return Explained(source, result, guest, topology, layout, tuple(groupings(source, root, topology)))
+
+
+def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[str]:
+    result, report = explained.result, explained.result.report()
+    head = f"{screen.paint(explained.source.name, 'bold')}: {_OUTCOMES[result.outcome]}"
+    if result.devices and result.outcome is not Outcome.FALLBACK:
+        head += f", {placed_of(report)} placed"
+    if result.group_by is not None:
+        head += f", grouped by {result.group_by.value}"
+    lines = [head]
+    if why(report):
+        lines.append(f"  {why(report)}")
+    if result.refused:
+        lines.append(screen.paint(f"  {Reason.REQUIRED.sentence}: this domain would not be started", "red"))
+    lines += [screen.paint(f"  warning: {warning}", "yellow") for warning in result.warnings]
+    for device in result.devices:
+        lines += ["", *_device(explained, device, screen, describer)]
+    if explained.groupings:
+        lines += ["", *_groupings(explained, screen)]
+    return lines
+
+
+def _device(explained: Explained, report: DeviceReport, screen: Screen, describer: Describer) -> list[str]:
+    host = explained.host(report)
+    words = "" if host is None else f"{describer.kind(host)} {describer.product(host)}".rstrip()
+    state = screen.paint("placed", "green") if report.placed else screen.paint("default root", "yellow")
+    lines = [f"{screen.paint(report.source, 'bold')}  {words}  {state}".replace("    ", "  ")]
+    if host is None:
+        place_on_host = "not on the host at the moment"
+    else:
+        place_on_host = "no node" if host.node is None else f"node {host.node}" + f" (from {host.node_from})"
+        if host.root_complex:
+            place_on_host += f", root complex {host.root_complex[3:]}"
+        place_on_host += "".join(f", switch {upstream}" for upstream, _ in host.switches)
+        if str(host.address) != report.source:
+            place_on_host = f"{host.address}: {place_on_host}"
+    lines.append(f"  host   {place_on_host}")
+    device = explained.guest.device(report.source)
+    if device is None or device.address is None:
+        lines.append("  guest  no address")
+    else:
+        top = explained.guest.top(device.address)
+        cell = explained.guest.cell(device.address)
+        where = "default root, no cell" if cell is None else f"cell {cell}"
+        if top is not None:
+            where += f", {top.model} {top.index}" + ("" if top.bus_nr is None else f" (bus {top.bus_nr:02x})")
+        where += "".join(f", switch {c.index}" for c in explained.guest.path(device.address) if c.model == SWITCH)
+        lines.append(f"  guest  {device.address}: {where}")
+    reasons = []
+    by = explained.cell_by(report)
+    if by in ("memnode", "vcpupin"):
+        reasons.append(f"cell {report.guest_cell} stands for host node {report.host_node} by <{by}>")
+    if report.reason is not None:
+        reasons.append(f"{report.reason.sentence} ({report.reason.value})")
+    if reasons:
+        lines.append(f"  why    {'; '.join(reasons)}")
+    return lines
+
+
+def _groupings(explained: Explained, screen: Screen) -> list[str]:
+    now = explained.layout
+    if len({grouping.shown for grouping in explained.groupings}) == 1:
+        return ["All three groupings (node, root-complex, switch) would show this guest the same."]
+    rows, trades = [], []
+    for grouping in explained.groupings:
+        mine = grouping.group_by is explained.result.group_by
+        name = f"{'*' if mine else ' '} {grouping.group_by.value}"
+        shown = grouping.shown
+        if shown is None:
+            rows.append((name, "-", "-", "-", "-"))
+            trades.append(f"  {grouping.group_by.value} instead: {trade(now, grouping)}")
+            continue
+        link = LINK_BELOW_ROOT_PORT if not shown.behind_switch else f"{LINK_BELOW_SWITCH} for {shown.behind_switch} of {shown.devices}"
+        rows.append((name, str(shown.expanders), f"{shown.right} of {shown.pairs}", link, f"{shown.atomics} of {shown.devices}"))
+        change = trade(now, grouping)
+        if change and not mine:
+            trades.append(f"  {grouping.group_by.value} instead: {change}")
+    lines = screen.table(rows, ("  GROUP-BY", "EXPANDERS", "PAIRS AS ON HOST", "LINK SHOWN", "ATOMICOPS KEPT"))
+    lines += trades
+    near = [pair for pair in now.wrong if pair.host in (Distance.PIX, Distance.PXB)]
+    wrong = sorted(now.wrong, key=lambda pair: (pair not in near, pair.first, pair.second))
+    if wrong:
+        lines += ["", "Pairs that this guest sees at another distance than the host has them:"]
+        lines += screen.table(
+            [(p.first, p.second, f"{p.host.value} {screen.mark('arrow')} {p.guest.value}") for p in wrong[:_SHOWN_PAIRS]], indent="  "
+        )
+        if len(wrong) > _SHOWN_PAIRS:
+            lines.append(f"  and {len(wrong) - _SHOWN_PAIRS} more (--json has them all)")
+    switch = next((grouping for grouping in explained.groupings if grouping.group_by is GroupBy.SWITCH), None)
+    if near and switch is not None and switch.shown is not None and switch.shown.right > now.right:
+        lines += ["", "NCCL uses GPUDirect RDMA by itself up to PXB, not at PHB: group-by='switch' may be worth its price here."]
+    return lines

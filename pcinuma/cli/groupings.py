@@ -1,0 +1,141 @@
+"""What each ``group-by`` would show the guest of one domain, what it gains and what it costs.
+
+Every figure is measured on a plan that the engine really makes for that grouping (afresh, as ``apply --replan`` would). The facts about
+emulated ports are QEMU's: a root port shows 16 GT/s x32, a switch 2.5 GT/s x1; QEMU announces AtomicOps completion only for a
+single-function vfio device directly below a root port (QEMU ``hw/vfio/pci.c``, ``vfio_pci_enable_rp_atomics``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any, Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.cli.describe import count
+from pcinuma.cli.distance import Distance, distance, guest_spot, host_spot
+from pcinuma.cli.guest import SWITCH, Guest
+from pcinuma.cli.sources import DomainSource
+from pcinuma.engine import Result, place
+from pcinuma.host.topology import HostDevice, Topology
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import GroupBy
+
+LINK_BELOW_ROOT_PORT = "16 GT/s x32"
+LINK_BELOW_SWITCH = "2.5 GT/s x1"
+ORDER = (GroupBy.NODE, GroupBy.ROOT_COMPLEX, GroupBy.SWITCH)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two devices that the guest sees at another distance than the host has them."""
+
+    first: str
+    second: str
+    host: Distance
+    guest: Distance
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What one layout shows the guest. ``right``: pairs of devices with the host's distance, of ``pairs``; ``atomics``: devices that keep
+    AtomicOps, of ``devices``; ``behind_switch``: devices that show a switch port's link."""
+
+    devices: int
+    expanders: int
+    pairs: int
+    right: int
+    behind_switch: int
+    atomics: int
+    wrong: tuple[Pair, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "devices": self.devices,
+            "expanders": self.expanders,
+            "pairs": self.pairs,
+            "pairs_as_on_host": self.right,
+            "devices_behind_switch": self.behind_switch,
+            "devices_with_atomicops": self.atomics,
+            "pairs_not_as_on_host": [
+                {"first": pair.first, "second": pair.second, "host": pair.host.value, "guest": pair.guest.value} for pair in self.wrong
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """One ``group-by`` for a domain; ``shown`` is None if it would not fit or not be placed, and ``message`` says why."""
+
+    group_by: GroupBy
+    shown: Optional[Shown]
+    message: Optional[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        shown = None if self.shown is None else self.shown.as_json()
+        return {"group_by": self.group_by.value, "fits": self.shown is not None, "message": self.message, "shown": shown}
+
+
+def groupings(source: DomainSource, root: Path, topology: Topology) -> list[Grouping]:
+    """All groupings for a domain, from coarse to fine; none if pcinuma does not place it at all."""
+    found = []
+    for group_by in ORDER:
+        result = place(source.xml, source.request(root, group_by=group_by, replan=True))
+        if result.group_by is not group_by or result.outcome is Outcome.FALLBACK:
+            reason = result.reason.sentence if result.reason else None
+            found.append(Grouping(group_by, None, result.message or reason))
+        else:
+            found.append(Grouping(group_by, shown_by(result, frozenset(source.pools), topology), None))
+    return found if any(grouping.shown is not None for grouping in found) else []
+
+
+def shown_by(result: Result, pools: frozenset[str], topology: Topology) -> Shown:
+    """What the layout of a result shows the guest."""
+    guest = Guest.read(result.xml, pools)
+    hosts = {str(device.address): device for device in topology.devices}
+    known: list[tuple[str, HostDevice, PciAddress]] = []
+    for report in result.devices:
+        device, seen = hosts.get(report.device or ""), guest.device(report.source)
+        if device is not None and seen is not None and seen.address is not None:
+            known.append((report.source, device, seen.address))
+    wrong = []
+    for (one, one_host, first), (other, other_host, second) in combinations(known, 2):
+        on_host = distance(host_spot(one_host), host_spot(other_host))
+        in_guest = distance(guest_spot(guest, first), guest_spot(guest, second))
+        if on_host is not in_guest:
+            wrong.append(Pair(one, other, on_host, in_guest))
+    placed = [address for _, _, address in known]
+    tops = {top.index for address in placed if (top := guest.top(address)) is not None}
+    switched = [address for address in placed if any(controller.model == SWITCH for controller in guest.path(address))]
+    pairs = len(known) * (len(known) - 1) // 2
+    return Shown(
+        devices=len(known),
+        expanders=len(tops),
+        pairs=pairs,
+        right=pairs - len(wrong),
+        behind_switch=len(switched),
+        atomics=sum(address not in switched and not guest.has_neighbours(address) for address in placed),
+        wrong=tuple(wrong),
+    )
+
+
+def trade(now: Shown, other: Grouping) -> str:
+    """What the guest would gain and lose under another grouping, in a sentence; empty if nothing would change."""
+    if other.shown is None:
+        return other.message or Reason.NO_ROOM.sentence
+    parts = []
+    if other.shown.right != now.right:
+        word = "gains" if other.shown.right > now.right else "loses"
+        parts.append(f"{word} {abs(other.shown.right - now.right)} of {now.pairs} pairs at the host's distance")
+    if other.shown.behind_switch != now.behind_switch:
+        more = other.shown.behind_switch - now.behind_switch
+        link = LINK_BELOW_SWITCH if more > 0 else LINK_BELOW_ROOT_PORT
+        parts.append(f"{count(abs(more), 'device')} would show a link of {link}")
+    if other.shown.atomics != now.atomics:
+        lost = now.atomics - other.shown.atomics
+        verb = "lose" if lost > 0 else "gain"
+        parts.append(f"{count(abs(lost), 'device')} would {verb} AtomicOps (AMD's ROCm needs them)")
+    return "; ".join(parts)

@@ -1,0 +1,138 @@
+"""``pcinuma plan``: what apply would change, and why; writes nothing."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from pcinuma.cli.backend import Definition, backend
+from pcinuma.cli.changes import Changes, controller_words, diff
+from pcinuma.cli.connect import host_root
+from pcinuma.cli.describe import count
+from pcinuma.cli.guest import Guest
+from pcinuma.cli.progress import Progress
+from pcinuma.cli.screen import Row, Screen
+from pcinuma.cli.trees import Passed, guest_rows, tags
+from pcinuma.cli.words import cell, node, placed_of, sentence, why
+from pcinuma.errors import EXIT_DONE, UnusableInput
+from pcinuma.host.topology import read_topology
+
+NAME = "plan"
+HELP = "show what apply would change in a domain's definition, and why; writes nothing"
+EPILOG = """\
+examples:
+  pcinuma plan vm1              the guest's tree now and then, and each device with its reason
+  pcinuma plan vm1 --diff       the same as a diff of the definition
+  pcinuma plan vm1 --replan     as if the domain were laid out afresh: addresses in the guest may all change
+  pcinuma plan --all            one line a domain
+
+With the daemon stopped, the plan is made here from what libvirt says.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("domain", nargs="?", metavar="DOMAIN", help="a domain's name or UUID")
+    which.add_argument("--all", action="store_true", help="every persistent domain")
+    parser.add_argument("--replan", action="store_true", help="lay the domain out afresh instead of keeping what is in place")
+    parser.add_argument("--diff", action="store_true", help="the difference in the XML (passwords masked)")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.all and args.diff and args.json:
+        raise UnusableInput("--diff of all domains as JSON is not supported", hint="ask for one domain")
+    with Progress("planning") as progress, backend(write=False) as worker:
+        plans = []
+        names = worker.names() if args.all else [args.domain]
+        for number, name in enumerate(names, 1):
+            progress.step(f"{name} ({number} of {len(names)})")
+            plans.append(worker.place(name, replan=args.replan, force=True, dry_run=True))
+    if args.json:
+        print(json.dumps({"domains": [as_json(plan, with_diff=args.diff) for plan in plans]}, indent=2))
+        return EXIT_DONE
+    screen = Screen.of()
+    if args.diff:
+        lines = [line for plan in plans for line in _coloured(diff(plan.domain, plan.before, plan.after), screen)]
+    elif args.all:
+        lines = _summary(plans, screen)
+    else:
+        lines = _whole(plans[0], screen)
+    print("\n".join(lines) if lines else "nothing would change")
+    return EXIT_DONE
+
+
+def as_json(plan: Definition, *, with_diff: bool = False) -> dict[str, Any]:
+    """A plan as plain data."""
+    data = {
+        "domain": plan.domain,
+        "changed": plan.changed,
+        "running": plan.running,
+        "report": plan.report,
+        **Changes.between(Guest.read(plan.before), Guest.read(plan.after)).as_json(),
+    }
+    return {**data, "diff": diff(plan.domain, plan.before, plan.after)} if with_diff else data
+
+
+def verdict(plan: Definition) -> str:
+    """What would become of the domain, in a few words."""
+    report = plan.report or {}
+    if not plan.changed:
+        return f"stays as it is: {why(report)}" if why(report) else "stays as it is"
+    if report["outcome"] == "fallback":
+        return f"back to the default layout: {why(report)}"
+    return f"{placed_of(report)} placed, grouped by {report['group_by']}" + (f" ({why(report)})" if why(report) else "")
+
+
+def _summary(plans: list[Definition], screen: Screen) -> list[str]:
+    rows = [(plan.domain, screen.paint("would change", "yellow") if plan.changed else "no change", verdict(plan)) for plan in plans]
+    return screen.table(rows, ("DOMAIN", "PLAN", "WHY")) or ["libvirt has no persistent domains"]
+
+
+def _whole(plan: Definition, screen: Screen) -> list[str]:
+    before, after = Guest.read(plan.before), Guest.read(plan.after)
+    changes = Changes.between(before, after)
+    report = plan.report or {"devices": []}
+    by_address = {str(device.address): device for device in read_topology(host_root()).devices}
+    marks = tags([Passed(device["source"], by_address.get(device["device"] or "")) for device in report["devices"]], screen)
+    lines = [f"{screen.paint(plan.domain, 'bold')}: {verdict(plan)}", ""]
+    if report["devices"]:
+        lines += [*device_table(report, changes, marks, screen), ""]
+    if not plan.changed:
+        return lines[:-1]
+    nodes = {device["guest_cell"]: device["host_node"] for device in report["devices"] if device["host_node"] is not None}
+    now = [Row((screen.paint("NOW", "bold"),)), *guest_rows(before, marks, screen, nodes)]
+    then = [Row((screen.paint("THEN", "bold"),)), *guest_rows(after, marks, screen, nodes)]
+    lines += screen.beside(screen.tree(now), screen.tree(then))
+    for title, colour, controllers in (
+        ("added", "green", changes.added), ("changed", "yellow", changes.changed), ("removed", "red", changes.removed),
+    ):  # fmt: skip
+        if controllers:
+            lines += ["", screen.paint(f"{count(len(controllers), 'controller')} {title}", colour)]
+            lines += screen.table([(str(c.index), controller_words(c)) for c in controllers], indent="  ")
+    running = " (the guest is running: once it has been shut off and started)" if plan.running else ""
+    lines += ["", f"Nothing has been changed. `pcinuma apply {plan.domain}` does it, for the next start{running}."]
+    return lines
+
+
+def device_table(report: Any, changes: Changes, marks: dict[str, str], screen: Screen) -> list[str]:
+    """The devices of a report: host place, guest place, what happens and why."""
+    moved = {move.source: move for move in changes.moves}
+    rows = []
+    for device in report["devices"]:
+        move = moved.get(device["source"])
+        address = device["guest_address"] or "-"
+        if move is not None:
+            address = f"{move.before or 'none yet'} {screen.mark('arrow')} {address}"
+        state = screen.paint("placed", "green") if device["placed"] else screen.paint("default root", "yellow")
+        rows.append((
+            marks.get(device["source"], " "), device["source"], node(device["host_node"]), cell(device["guest_cell"]), address, state,
+            sentence(device["reason"]),
+        ))  # fmt: skip
+    return screen.table(rows, ("", "DEVICE", "HOST", "GUEST", "GUEST ADDRESS", "STATE", "WHY"))
+
+
+def _coloured(lines: list[str], screen: Screen) -> list[str]:
+    colours = {"+": "green", "-": "red", "@": "cyan"}
+    return [screen.paint(line, colours[line[0]]) if line[:1] in colours else line for line in lines]

@@ -1,0 +1,77 @@
+"""``pcinuma policy``: what the owner of a domain wants of pcinuma, in the domain's own metadata, without an editor.
+
+Writes the two attributes of ``{urn:pcinuma:domain:1}pcinuma`` that belong to the owner, by libvirt's metadata call, which leaves the rest
+of the definition alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Optional
+
+from lxml import etree
+
+from pcinuma.cli.connect import connection, find_domain, libvirt_module
+from pcinuma.domain.metadata import NAMESPACE
+from pcinuma.errors import EXIT_DONE, LibvirtError
+from pcinuma.settings import GroupBy, Policy
+
+NAME = "policy"
+HELP = "show or set what the owner of a domain wants: preferred, required or off, and the grouping"
+EPILOG = """\
+examples:
+  pcinuma policy vm1                       show it
+  pcinuma policy vm1 required              vm1 must not start while a device could be placed and is not
+  pcinuma policy vm1 preferred             place it, or let it start as it is
+  pcinuma policy vm1 off                   pcinuma keeps off this domain, wherever it is defined
+  pcinuma policy vm1 default               what pcinuma.conf says
+  pcinuma policy vm1 --group-by switch     mirror PCIe switches (pcinuma explain vm1 says what that costs)
+
+A new grouping lays out devices that come later; `pcinuma apply vm1 --replan` lays out those that are placed already.
+"""
+_DEFAULT = "default"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a domain's name or UUID")
+    choices = [policy.value for policy in Policy] + [_DEFAULT]
+    parser.add_argument("policy", nargs="?", choices=choices, metavar="POLICY", help=", ".join(choices))
+    parser.add_argument("--group-by", choices=[g.value for g in GroupBy] + [_DEFAULT], help="how finely the guest mirrors the host")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    libvirt = libvirt_module()
+    changes = {name: value for name, value in (("policy", args.policy), ("group-by", args.group_by)) if value is not None}
+    with connection(write=bool(changes)) as opened:
+        domain = find_domain(opened, args.domain)
+        if not domain.isPersistent():
+            raise LibvirtError("is transient: it has no definition", subject=domain.name())
+        name, element = domain.name(), _element(domain, libvirt)
+        for attribute, value in changes.items():
+            if value == _DEFAULT:
+                element.attrib.pop(attribute, "")
+            else:
+                element.set(attribute, value)
+        if changes:
+            text: Optional[str] = etree.tostring(element).decode() if len(element) or element.attrib else None
+            kind, where = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            domain.setMetadata(kind, text, "pcinuma", NAMESPACE, where)
+    shown = {"domain": name, "policy": element.get("policy"), "group_by": element.get("group-by"), "changed": bool(changes)}
+    if args.json:
+        print(json.dumps(shown, indent=2))
+    else:
+        print(f"{name}: policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}")
+    return EXIT_DONE
+
+
+def _element(domain: Any, libvirt: Any) -> etree._Element:
+    """pcinuma's element in the definition, or a new one."""
+    try:
+        text = domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
+            raise
+        text = f"<pcinuma xmlns='{NAMESPACE}'/>"
+    return etree.fromstring(text)

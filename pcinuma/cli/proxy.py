@@ -1,0 +1,35 @@
+"""``pcinuma proxy``: put the proxy on libvirt's own socket, take it away again, or say how things stand (:mod:`pcinuma.proxy.switch`)."""
+
+from __future__ import annotations
+
+import argparse
+
+NAME = "proxy"
+HELP = "switch the proxy on or off, for domains that are defined and started in one breath"
+EPILOG = """\
+examples:
+  pcinuma proxy status
+  sudo pcinuma proxy enable      clients of libvirt's socket go through the proxy from now on
+  sudo pcinuma proxy disable     libvirt's socket is libvirt's again
+
+Running guests are not touched by either. A single client can use the proxy without this: virsh -c
+'qemu+unix:///system?socket=/run/pcinuma/libvirt-sock'.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="enable|disable|status", required=True)
+    for action, text in (
+        ("enable", "put the proxy on libvirt's own socket"),
+        ("disable", "give libvirt its socket back"),
+        ("status", "say whether the proxy is on libvirt's socket, and whether it runs"),
+    ):
+        command = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        if action == "status":
+            command.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    from pcinuma.proxy import switch
+
+    return switch.main([args.action, *(["--json"] if getattr(args, "json", False) else [])])

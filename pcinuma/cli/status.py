@@ -1,0 +1,79 @@
+"""``pcinuma status``: every domain, and what the daemon last decided about it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any, Mapping
+
+from pcinuma.cli.screen import Screen
+from pcinuma.cli.words import sentence
+from pcinuma.daemon import client
+from pcinuma.errors import EXIT_DONE, LibvirtError
+
+NAME = "status"
+HELP = "list the domains, and whether their devices are placed"
+EPILOG = """\
+examples:
+  pcinuma status
+  pcinuma status vm1 vm2
+  pcinuma status --json | jq '.domains[] | select(.outcome == "fallback")'
+
+PLACED counts the passthrough devices that the definition has where the host has them. BY says who decided last: the reconciler, the
+hook at a start, the proxy, or a command.
+"""
+
+_OUTCOMES = {"placed": ("placed", "green"), "unchanged": ("unchanged", "dim"), "fallback": ("fallback", "red")}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="only these (names or UUIDs)")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    status = client.call("Status")
+    if args.domains:
+        status["domains"] = [_find(status, name) for name in args.domains]
+    if args.json:
+        print(json.dumps(status, indent=2))
+        return EXIT_DONE
+    screen = Screen.of()
+    libvirt = status["libvirt"]
+    print(f"pcinumad {status['version']}, running since {_when(status['started'])}")
+    if libvirt["connected"]:
+        print(f"libvirt {libvirt['version']} at {libvirt['uri']}, connected since {_when(libvirt['since'])}")
+    else:
+        print(f"libvirt at {libvirt['uri']}: {screen.paint('not connected', 'red')}: {libvirt['message']}")
+    print()
+    rows = [_row(domain, screen) for domain in status["domains"]]
+    header = ("DOMAIN", "STATE", "POLICY", "ENABLED", "PLACED", "OUTCOME", "BY", "WHEN", "WHY")
+    print("\n".join(screen.table(rows, header)) if rows else "libvirt has no persistent domains")
+    return EXIT_DONE
+
+
+def _find(status: Mapping[str, Any], name: str) -> Any:
+    for domain in status["domains"]:
+        if name in (domain["name"], domain["uuid"]):
+            return domain
+    raise LibvirtError("the daemon knows no such domain", subject=name, hint="`pcinuma status` lists them")
+
+
+def _row(domain: Mapping[str, Any], screen: Screen) -> tuple[str, ...]:
+    word, colour = _OUTCOMES.get(domain["outcome"] or "", ("-", "dim"))
+    return (
+        domain["name"],
+        domain["state"] or "-",
+        domain["policy"] or "-",
+        "yes" if domain["enabled"] else "no",
+        f"{domain['placed']}/{domain['devices']}",
+        screen.paint(word, colour),
+        domain["by"] or "-",
+        _when(domain["when"]),
+        domain["message"] or sentence(domain["reason"]),
+    )
+
+
+def _when(text: Any) -> str:
+    """An ISO 8601 time, to the second and without the ``T``."""
+    return "-" if not text else str(text)[:19].replace("T", " ")

@@ -1,0 +1,97 @@
+"""``pcinuma topology``: the host's tree; with a domain, the host's tree beside the guest's."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from pcinuma.cli.changes import controller_json
+from pcinuma.cli.connect import host_root
+from pcinuma.cli.describe import Describer
+from pcinuma.cli.guest import Guest
+from pcinuma.cli.screen import Screen
+from pcinuma.cli.sources import read_source
+from pcinuma.cli.trees import Passed, host_tree, side_by_side, tags
+from pcinuma.engine import Result, place
+from pcinuma.errors import EXIT_DONE, UnusableInput
+from pcinuma.host.topology import read_topology
+from pcinuma.ranges import format_ranges
+
+NAME = "topology"
+HELP = "draw the host's PCI and NUMA tree, or a domain's tree beside it"
+EPILOG = """\
+examples:
+  pcinuma topology                    nodes, root complexes, switches and devices of this host
+  pcinuma topology vm1                the host beside the guest; a device has the same letter on both sides
+  pcinuma topology vm.xml --root DIR  a domain from a file on a captured host (see pcinuma capture)
+  pcinuma topology --json             everything that was read, for programs
+
+A domain is drawn from the XML of its next start, or from the live XML with --live.
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domain", nargs="?", metavar="DOMAIN", help="a domain's name or UUID, or a file with its XML (- for stdin)")
+    parser.add_argument("--root", type=Path, metavar="DIR", help="read the host from DIR/sys instead of /sys")
+    parser.add_argument("--live", action="store_true", help="draw the running guest instead of its next start")
+    parser.add_argument("--all", action="store_true", help="every device of the host, bridges and chipset included")
+    parser.add_argument("--json", action="store_true", help="print plain data instead of the drawing")
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.domain is None and args.live:
+        raise UnusableInput("--live needs a DOMAIN")
+    if args.domain is not None and args.all:
+        raise UnusableInput("--all shows the whole host, and takes no DOMAIN")
+    root = args.root or host_root()
+    topology = read_topology(root)
+    screen = Screen.of()
+    if args.domain is None:
+        if args.json:
+            print(json.dumps(topology.as_json(), indent=2))
+        else:
+            print("\n".join(host_tree(topology, screen, Describer(root), everything=args.all)))
+        return EXIT_DONE
+
+    source = read_source(args.domain, live=args.live)
+    result = place(source.xml, source.request(root))
+    guest = Guest.read(source.xml, frozenset(source.pools))
+    by_address = {str(device.address): device for device in topology.devices}
+    passed = [Passed(device.source, by_address.get(device.device or "")) for device in result.devices]
+    if args.json:
+        data = {"domain": source.name, "live": source.live, "host": topology.as_json(), "guest": _guest_json(guest, result)}
+        print(json.dumps(data, indent=2))
+        return EXIT_DONE
+    known = [(report.guest_cell, report.host_node) for report in result.devices]
+    nodes = {cell: node for cell, node in known if cell is not None and node is not None}
+    print("\n".join(side_by_side(topology, guest, passed, nodes, screen, Describer(root))))
+    marks = tags(passed, screen)
+    notes = [(marks[report.source], report.source, report.reason.sentence) for report in result.devices if report.reason is not None]
+    if notes:
+        print("\n".join(["", *screen.table(notes)]))
+    return EXIT_DONE
+
+
+def _guest_json(guest: Guest, result: Result) -> dict[str, Any]:
+    """The guest's side: cells, PCI controllers, and for each passthrough device the host device and its own place."""
+    devices = []
+    for report in result.devices:
+        found = guest.device(report.source)
+        address = None if found is None else found.address
+        devices.append(
+            {
+                "source": report.source,
+                "device": report.device,
+                "guest_address": None if address is None else str(address),
+                "guest_cell": None if address is None else guest.cell(address),
+                "path": [] if address is None else [controller.index for controller in guest.path(address)],
+            }
+        )
+    domain = guest.domain
+    return {
+        "cells": [{"cell": number, "cpus": format_ranges(domain.cells[number])} for number in sorted(domain.cells)],
+        "controllers": [controller_json(domain.controllers[index]) for index in sorted(domain.controllers)],
+        "devices": devices,
+    }

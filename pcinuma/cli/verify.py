@@ -1,0 +1,144 @@
+"""``pcinuma verify``: is every device of a *running* guest where the host has it now?
+
+Two independent readings are compared: the guest's live XML (which cell does the guest see for the address that the device has?) and the
+host's sysfs with the domain's pinning (which cell should it be?). pcinuma's metadata is not asked, so a placement made by hand
+is judged like one of ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from pcinuma.cli.connect import host_root
+from pcinuma.cli.distance import guest_spot, host_spot
+from pcinuma.cli.guest import Guest
+from pcinuma.cli.screen import Screen
+from pcinuma.cli.sources import DomainSource, read_source
+from pcinuma.cli.words import cell, node, sentence
+from pcinuma.engine import DeviceReport, place
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
+from pcinuma.host.topology import HostDevice, Topology, read_topology
+from pcinuma.placement.reason import Reason
+from pcinuma.settings import GroupBy
+
+NAME = "verify"
+HELP = "check a running guest against the host as it is now: PASS or FAIL for each device"
+EPILOG = """\
+examples:
+  pcinuma verify vm1 && echo "vm1 sees its devices where they are"
+  pcinuma verify vm1 --json
+
+A device passes if the guest sees it under the cell that stands for its host node (and, unless the domain is grouped by node, under no
+expander bus together with a device of another root complex), or if there is a reason why it has no such place.
+Exit code 1 if any device fails.
+"""
+
+# A device without a place of its own belongs on the default root; these reasons say so.
+_EXCUSES = (Reason.NO_AFFINITY, Reason.NO_CELL, Reason.AMBIGUOUS_CELL, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judgement of one device. ``seen``: the cell that the guest sees; ``message``: what is wrong, or why it is right."""
+
+    device: DeviceReport
+    address: Optional[str]
+    seen: Optional[int]
+    passed: bool
+    message: str
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "source": self.device.source,
+            "device": self.device.device,
+            "host_node": self.device.host_node,
+            "expected_cell": self.device.guest_cell,
+            "guest_cell": self.seen,
+            "guest_address": self.address,
+            "passed": self.passed,
+            "message": self.message,
+        }
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("domain", metavar="DOMAIN", help="a running domain's name or UUID")
+    parser.add_argument("--json", action="store_true", help="plain data")
+
+
+def run(args: argparse.Namespace) -> int:
+    source = read_source(args.domain, live=True)
+    verdicts = judge(source, host_root())
+    passed = all(verdict.passed for verdict in verdicts)
+    if args.json:
+        data = {"domain": source.name, "passed": passed, "devices": [verdict.as_json() for verdict in verdicts]}
+        print(json.dumps(data, indent=2))
+        return EXIT_DONE if passed else EXIT_NEGATIVE
+    screen = Screen.of()
+    rows = []
+    for verdict in verdicts:
+        word = screen.paint("PASS", "green") if verdict.passed else screen.paint("FAIL", "red", "bold")
+        device = verdict.device
+        rows.append((word, device.source, node(device.host_node), cell(verdict.seen), verdict.address or "-", verdict.message))
+    lines = screen.table(rows, ("", "DEVICE", "HOST", "GUEST SEES", "ADDRESS", "")) if rows else [f"{source.name}: no passthrough devices"]
+    print("\n".join(lines))
+    if not passed:
+        print(f"\n`pcinuma plan {source.name}` shows what its next start would change")
+    return EXIT_DONE if passed else EXIT_NEGATIVE
+
+
+def judge(source: DomainSource, root: Path) -> list[Verdict]:
+    """The verdict on every passthrough device of a running domain."""
+    guest = Guest.read(source.xml, frozenset(source.pools))
+    # What place() would *do* does not matter here; its report says for each device the host node and the cell that stands for it.
+    result = place(source.xml, source.request(root))
+    topology = read_topology(root)
+    group_by = guest.domain.placement.group_by if guest.domain.placement is not None else None
+    verdicts = [_judge_cell(report, guest) for report in result.devices]
+    if group_by is GroupBy.NODE:
+        return verdicts
+    return [_judge_company(verdict, verdicts, guest, topology) for verdict in verdicts]
+
+
+def _judge_cell(report: DeviceReport, guest: Guest) -> Verdict:
+    device = guest.device(report.source)
+    address = None if device is None else device.address
+    seen = None if address is None else guest.cell(address)
+    shown = None if address is None else str(address)
+    if report.reason in _EXCUSES and (seen is None or seen == report.guest_cell or report.reason is Reason.KEPT):
+        return Verdict(report, shown, seen, True, sentence(report.reason.value))
+    if report.guest_cell is not None and seen == report.guest_cell:
+        return Verdict(report, shown, seen, True, "")
+    if report.host_node is None:
+        reason = sentence(report.reason.value if report.reason else None) or sentence(Reason.NO_AFFINITY.value)
+        return Verdict(report, shown, seen, seen is None and report.reason is not Reason.HOST_UNREADABLE, reason)
+    where = "the guest sees no node for it" if seen is None else f"the guest sees it under {cell(seen)}"
+    should = f"{node(report.host_node)} is {cell(report.guest_cell)}" if report.guest_cell is not None else "no cell stands for its node"
+    return Verdict(report, shown, seen, False, f"host {should}, but {where}")
+
+
+def _judge_company(verdict: Verdict, others: list[Verdict], guest: Guest, topology: Topology) -> Verdict:
+    """The same verdict, or a failure if the device shares an expander with a device of another root complex."""
+    hosts = {str(device.address): device for device in topology.devices}
+    device = guest.device(verdict.device.source)
+    if not verdict.passed or device is None or device.address is None or guest.top(device.address) is None:
+        return verdict
+    mine = hosts.get(verdict.device.device or "")
+    for other in others:
+        neighbour, theirs = guest.device(other.device.source), hosts.get(other.device.device or "")
+        if neighbour is None or neighbour.address is None or not _known(mine, theirs):
+            continue
+        assert mine is not None and theirs is not None
+        together = guest_spot(guest, device.address).root_complex == guest_spot(guest, neighbour.address).root_complex
+        if together and host_spot(mine).root_complex != host_spot(theirs).root_complex:
+            message = f"shares an expander bus with {other.device.source}, which is under another root complex on the host"
+            return Verdict(verdict.device, verdict.address, verdict.seen, False, message)
+    return verdict
+
+
+def _known(one: Optional[HostDevice], other: Optional[HostDevice]) -> bool:
+    return one is not None and other is not None and one.root_complex is not None and other.root_complex is not None
