@@ -14,8 +14,10 @@ from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.model import Domain, OccupantKind, Original
 from pcinuma.domain.read import Elements
-from pcinuma.domain.xml import Document, append, indent, insert_after, insert_first, remove, space_before
+from pcinuma.domain.xml import Document, append, insert_first, remove, space_before
 from pcinuma.placement.plan_model import NewController, Plan
+
+_ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
 
 
 def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
@@ -32,16 +34,8 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
         address = elements.controllers[index].find("address")
         assert address is not None
         address.set("multifunction", "on")
-    controllers = [child for child in devices if child.tag == "controller"]
-    last: Optional[etree._Element] = controllers[-1] if controllers else None
-    for controller in plan.add:
-        new = _controller(controller)
-        if last is None:
-            insert_first(devices, new)
-        else:
-            insert_after(last, new)
-        indent(new, space_before(new))
-        last = new
+    if plan.add:
+        _add_controllers(devices, plan.add)
     for old, seat in plan.strangers:
         set_address(elements.others[old], seat, None)
     for move in plan.moves:
@@ -92,10 +86,7 @@ def set_address(element: etree._Element, address: Optional[PciAddress], multifun
     if present is None:
         present = etree.Element("address")
         append(element, present)
-    for name in list(present.attrib):
-        del present.attrib[name]
-    for child in list(present):
-        present.remove(child)
+    _clear(present)
     for name, value in _spelled(address, multifunction):
         present.set(name, value)
 
@@ -109,11 +100,18 @@ def restore_address(element: etree._Element, entry: Original) -> None:
     if present is None:
         present = etree.Element("address")
         append(element, present)
-    for name in list(present.attrib):
-        del present.attrib[name]
+    _clear(present)
     present.set("type", "pci")
     for name, value in entry.attributes:
         present.set(name, value)
+
+
+def _clear(address: etree._Element) -> None:
+    """Take from a guest address what the new one may not have; what stays is overwritten in its place."""
+    for name in set(address.attrib).difference(_ADDRESS):
+        del address.attrib[name]
+    for child in list(address):
+        address.remove(child)
 
 
 def _is_ours(domain: Domain, bus: int) -> bool:
@@ -130,26 +128,58 @@ def _target(controller: etree._Element) -> etree._Element:
     return target
 
 
-def _controller(new: NewController) -> etree._Element:
-    element = etree.Element("controller", {"type": "pci", "index": str(new.index), "model": new.model})
-    attributes = {}
+def _add_controllers(devices: etree._Element, new: tuple[NewController, ...]) -> None:
+    """Put the controllers behind the last one there is, else in front of all devices; written as text and parsed at once, for speed."""
+    last = next(devices.iterchildren("controller", reversed=True), None)
+    if last is None and not len(devices):
+        append(devices, etree.Element("controller"))
+        last = devices[-1]
+        placeholder = last
+    elif last is None:
+        placeholder = etree.Element("controller")
+        insert_first(devices, placeholder)
+        last = placeholder
+    else:
+        placeholder = None
+    before = space_before(last)
+    texts = "".join(before + _controller_text(controller, before) for controller in new)
+    fragment = etree.fromstring(f"<devices>{texts}{before}</devices>")
+    closing, last.tail = last.tail, None
+    for element in list(fragment):
+        element.tail = None
+        last.addnext(element)
+        last.tail = before or None
+        last = element
+    last.tail = closing
+    if placeholder is not None:
+        remove(placeholder)
+
+
+def _controller_text(new: NewController, before: str) -> str:
+    """A controller as libvirt formats one; every value in it is a number or one of libvirt's own words."""
+    deeper = before + "  " if before else ""
+    attributes = ""
     if new.target_index is not None:
-        attributes["index"] = str(new.target_index)
+        attributes += f" index='{new.target_index}'"
     if new.bus_nr is not None:
-        attributes["busNr"] = str(new.bus_nr)
+        attributes += f" busNr='{new.bus_nr}'"
     if new.chassis is not None:
-        attributes["chassis"] = str(new.chassis)
+        attributes += f" chassis='{new.chassis}'"
     if new.hotplug is not None:
-        attributes["hotplug"] = "on" if new.hotplug else "off"
+        attributes += f" hotplug='{'on' if new.hotplug else 'off'}'"
+    parts = []
     if new.model == "pci-root":
-        etree.SubElement(element, "model", {"name": "spapr-pci-host-bridge"})
-    if attributes or new.node is not None:
-        target = etree.SubElement(element, "target", attributes)
-        if new.node is not None:
-            etree.SubElement(target, "node").text = str(new.node)
+        parts.append("<model name='spapr-pci-host-bridge'/>")
+    if new.node is not None:
+        inner = deeper + "  " if before else ""
+        parts.append(f"<target{attributes}>{inner}<node>{new.node}</node>{deeper}</target>")
+    elif attributes:
+        parts.append(f"<target{attributes}/>")
     if new.address is not None:
-        etree.SubElement(element, "address", dict(_spelled(new.address, "on" if new.multifunction else None)))
-    return element
+        spelled = "".join(f" {name}='{value}'" for name, value in _spelled(new.address, "on" if new.multifunction else None))
+        parts.append(f"<address{spelled}/>")
+    content = "".join(deeper + part for part in parts)
+    return f"<controller type='pci' index='{new.index}' model='{new.model}'>{content}{before}</controller>"
 
 
 def _spelled(address: PciAddress, multifunction: Optional[str]) -> list[tuple[str, str]]:

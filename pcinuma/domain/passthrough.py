@@ -5,17 +5,28 @@ Source: libvirt, ``docs/formatdomain.rst`` ("Host device assignment", "Network i
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import NamedTuple, Optional
 
 from lxml import etree
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Form, Given, Passthrough
-from pcinuma.domain.xml import number
+from pcinuma.domain.model import Form, Given
+from pcinuma.domain.xml import read_address
 from pcinuma.errors import DomainError
 
 
-def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional[Passthrough]:
+class Named(NamedTuple):
+    """A device of the host as an element names it; the fields are those of :class:`~pcinuma.domain.model.Passthrough`."""
+
+    source: str
+    form: Form
+    host: Optional[PciAddress]
+    name: Optional[str]
+    given: Given
+    problem: Optional[str]
+
+
+def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional[Named]:
     """The passthrough device in a ``<hostdev>``, ``<interface>`` or ``<disk>``; None if the element is none.
 
     Its guest address is not looked at, except that a disk on a bus of another kind is no PCI device of its own.
@@ -28,7 +39,7 @@ def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional
             address = element.find("source/address")
             uuid = address.get("uuid", "") if address is not None else ""
             problem = None if uuid else "a mediated device without uuid"
-            return Passthrough(uuid.lower() or "mdev", Form.MDEV, None, uuid.lower(), None, (), Given.PCI, problem)
+            return Named(uuid.lower() or "mdev", Form.MDEV, None, uuid.lower(), Given.PCI, problem)
         return None
     if element.tag == "interface":
         if kind == "hostdev":
@@ -51,32 +62,29 @@ def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional
     return None
 
 
-def _at_host_address(element: etree._Element, form: Form) -> Passthrough:
+def _at_host_address(element: etree._Element, form: Form) -> Named:
     address = element.find("source/address")
-    if address is None:
-        return Passthrough("?", form, None, None, None, (), Given.PCI, f"<{element.tag}> names no host address")
-    parts = [address.get(name, default) for name, default in (("domain", "0"), ("bus", "0"), ("slot", "0"), ("function", "0"))]
     try:
-        numbers = [number(part, "host address") for part in parts]
-        host = PciAddress(*numbers)
-        if host.domain > 0xFFFFFFFF or host.bus > 255 or host.slot > 31 or host.function > 7:
-            raise DomainError("out of range", subject="host address")
+        host = read_address(address, "host address")
     except DomainError:
-        raw = "{}:{}:{}.{}".format(*parts)
-        return Passthrough(raw, form, None, None, None, (), Given.PCI, f"{raw}: is no PCI address of a host device")
-    return Passthrough(str(host), form, host, None, None, (), Given.PCI, None)
+        assert address is not None
+        raw = "{}:{}:{}.{}".format(*(address.get(name, "0") for name in ("domain", "bus", "slot", "function")))
+        return Named(raw, form, None, None, Given.PCI, f"{raw}: is no PCI address of a host device")
+    if host is None:
+        return Named("?", form, None, None, Given.PCI, f"<{element.tag}> names no host address")
+    return Named(str(host), form, host, None, Given.PCI, None)
 
 
-def _vdpa(element: etree._Element, given: Given) -> Passthrough:
+def _vdpa(element: etree._Element, given: Given) -> Named:
     source = element.find("source")
     path = source.get("dev", "") if source is not None else ""
-    return Passthrough(path or "?", Form.VDPA, None, path, None, (), given, None if path else f"<{element.tag}> names no vDPA device")
+    return Named(path or "?", Form.VDPA, None, path, given, None if path else f"<{element.tag}> names no vDPA device")
 
 
-def _pool(element: etree._Element, pools: frozenset[str]) -> Optional[Passthrough]:
+def _pool(element: etree._Element, pools: frozenset[str]) -> Optional[Named]:
     source, mac = element.find("source"), element.find("mac")
     network = source.get("network", "") if source is not None else ""
     if network not in pools:
         return None
     address = mac.get("address", "").lower() if mac is not None else ""
-    return Passthrough(f"{network}#{address}", Form.NETWORK_POOL, None, network, None, (), Given.PCI, None)
+    return Named(f"{network}#{address}", Form.NETWORK_POOL, None, network, Given.PCI, None)

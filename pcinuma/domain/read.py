@@ -22,9 +22,9 @@ from pcinuma.domain.model import (
     OccupantKind,
     Passthrough,
 )
-from pcinuma.domain.passthrough import read_passthrough
+from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.slots import implied_devices, wants_slot
-from pcinuma.domain.xml import Document, number
+from pcinuma.domain.xml import USUAL, Document, number, read_address
 from pcinuma.errors import DomainError
 from pcinuma.ranges import parse_ranges
 from pcinuma.settings import Policy
@@ -65,24 +65,6 @@ def machine_kind(root: etree._Element) -> tuple[MachineKind, Optional[str]]:
     if arch in ("ppc64", "ppc64le", None) and (name == "pseries" or name.startswith("pseries-")):
         return MachineKind.PHB, name
     return MachineKind.NONE, name
-
-
-def read_address(element: Optional[etree._Element], what: str) -> Optional[PciAddress]:
-    """The PCI address in an ``<address>``; None where it is missing or empty. Raises DomainError naming ``what``."""
-    if element is None:
-        return None
-    bus, slot = element.get("bus"), element.get("slot")
-    if bus is None and slot is None and element.get("function") is None:
-        return None
-    address = PciAddress(
-        number(element.get("domain", "0"), f"{what}: domain"),
-        number(bus if bus is not None else "0", f"{what}: bus"),
-        number(slot if slot is not None else "0", f"{what}: slot"),
-        number(element.get("function", "0"), f"{what}: function"),
-    )
-    if address.bus > 255 or address.slot > 31 or address.function > 7:
-        raise DomainError(f"{address} is no PCI address", subject=what)
-    return address
 
 
 class _Reader:
@@ -188,49 +170,51 @@ class _Reader:
         what = f"PCI controller {index}"
         if index in self.controllers:
             raise DomainError("appears twice", subject=what)
-        target = element.find("target")
-        bus_nr = node = chassis = target_index = None
-        hotplug: Optional[bool] = None
-        if target is not None:
-            node_text = target.findtext("node")
-            node = None if node_text is None else number(node_text, f"{what}: node")
-            bus_nr = _attribute(target, "busNr", what)
-            chassis = _attribute(target, "chassis", what)
-            target_index = _attribute(target, "index", what)
-            hotplug = {"on": True, "off": False}.get(target.get("hotplug", ""))
-        address_element = element.find("address")
-        address = read_address(address_element, what) if address_element is not None and address_element.get("type") == "pci" else None
+        model = element.get("model", "")
+        bus_nr = node = chassis = target_index = hotplug = address = address_element = None
+        for child in element:
+            if child.tag == "target":
+                bus_nr = _attribute(child, "busNr", what)
+                chassis = _attribute(child, "chassis", what)
+                target_index = _attribute(child, "index", what)
+                hotplug = {"on": True, "off": False}.get(child.get("hotplug", ""))
+                node_text = child.findtext("node") if len(child) else None
+                node = None if node_text is None else number(node_text.strip(), f"{what}: node")
+            elif child.tag == "address" and child.get("type") == "pci":
+                address_element = child
+                address = read_address(child, what)
         multifunction = address_element is not None and address_element.get("multifunction") == "on"
         self.controllers[index] = Controller(
-            index, element.get("model", ""), address, bus_nr, node, chassis, hotplug, multifunction, target_index
+            index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index
         )
         self.controller_elements[index] = element
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.CONTROLLER, str(index)))
 
-    def _passthrough(self, element: etree._Element, device: Passthrough) -> None:
+    def _passthrough(self, element: etree._Element, named: Named) -> None:
+        source, form, host, name, given, problem = named
         address_element = element.find("address")
         kind = None if address_element is None else address_element.get("type")
         address: Optional[PciAddress] = None
+        original: tuple[tuple[str, str], ...] = ()
         if kind == "unassigned":
-            device = device._replace(given=Given.UNASSIGNED)
+            given = Given.UNASSIGNED
         elif kind not in (None, "pci"):
-            device = device._replace(given=Given.NOT_PCI)
-        elif device.given is Given.PCI and address_element is not None:
+            given = Given.NOT_PCI
+        elif given is Given.PCI and address_element is not None:
+            original = metadata.original_attributes(address_element)
             try:
-                address = read_address(address_element, device.source)
+                address = read_address(address_element, source)
             except DomainError as error:
-                self._trouble(error)
-                device = device._replace(problem=error.sentence())
-            device = device._replace(address=address, original=metadata.original_attributes(address_element))
-        if device.source in self.device_elements:
-            device = device._replace(problem=f"{device.source}: the domain names this device twice")
-        if device.problem is not None:
-            self.problem = self.problem or device.problem
-        self.devices.append(device)
-        self.device_elements.setdefault(device.source, element)
+                problem = error.sentence()
+        if source in self.device_elements:
+            problem = f"{source}: the domain names this device twice"
+        if problem is not None:
+            self.problem = self.problem or problem
+        self.devices.append(Passthrough(source, form, host, name, address, original, given, problem))
+        self.device_elements.setdefault(source, element)
         if address is not None:
-            self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, device.source))
+            self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, source))
 
     def _cells(self) -> dict[int, frozenset[int]]:
         cells: dict[int, frozenset[int]] = {}
@@ -293,4 +277,6 @@ class _Reader:
 
 def _attribute(element: etree._Element, name: str, what: str) -> Optional[int]:
     text = element.get(name)
-    return None if text is None else number(text, f"{what}: {name}")
+    if text is None:
+        return None
+    return USUAL[text] if text in USUAL else number(text, f"{what}: {name}")

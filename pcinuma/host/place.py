@@ -68,10 +68,13 @@ class HostReader:
         known = self._places.get((address, switches))
         if known is None:
             name = str(address)
-            route = self.route(name)
             node, node_from = self._node(name)
-            chain = self.switches(route) if switches else ()
-            known = self._places[(address, switches)] = Place(address, node, node_from, route.root_complex, chain)
+            if switches:
+                route = self.route(name)
+                root_complex, chain = route.root_complex, self.switches(route)
+            else:
+                root_complex, chain = self._root_complex(name), ()
+            known = self._places[(address, switches)] = Place(address, node, node_from, root_complex, chain)
         return known
 
     def route(self, name: str) -> Route:
@@ -121,6 +124,12 @@ class HostReader:
                 link = self.sysfs.link(f"{folder}/{device}") or ""
                 return next((a for a in map(PciAddress.parse, reversed(link.split("/"))) if a is not None), None)
         raise DeviceAbsent("the host has no such vDPA device at the moment", subject=path)
+
+    def _root_complex(self, name: str) -> Optional[str]:
+        """``route(name).root_complex`` at a third of the cost, where nothing else of the route is wanted."""
+        _, _, rest = (self.sysfs.link(f"{DEVICES}/{name}") or "").partition("/pci")
+        root_complex = "pci" + rest.partition("/")[0]
+        return root_complex if _ROOT_COMPLEX.match(root_complex) else self.route(name).root_complex
 
     def _node(self, name: str) -> tuple[Optional[int], Optional[str]]:
         node, node_from = self._own_node(name)

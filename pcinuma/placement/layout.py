@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Iterable, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller, Domain, MachineKind, OccupantKind
+from pcinuma.domain.model import Controller, Domain, MachineKind
 from pcinuma.placement.plan_model import NewController, NoRoom
 
 BUSES = 256
@@ -32,6 +32,7 @@ class Layout:
         self.controllers: dict[int, Controller] = dict(domain.controllers)
         self.children: dict[int, list[int]] = {}
         self.taken: dict[int, set[int]] = {}
+        self._home: dict[int, Optional[int]] = {0: None}
         self.added: list[NewController] = []
         self.gained: set[int] = set()
         self._freed = sorted(freed)
@@ -40,27 +41,25 @@ class Layout:
         self._gaps = 0 if self.machine is MachineKind.PHB else self._highest - present - len(self._freed)
         self._chassis = {c.chassis for c in self.controllers.values() if c.chassis is not None}
         self._chassis |= {c.index for c in self.controllers.values() if c.chassis is None}
-        for controller in sorted(self.controllers.values()):
-            if controller.index > 0 and not self._is_phb(controller):
-                self._attach(controller.index, controller.address.bus if controller.address else 0)
+        for index in sorted(self.controllers):
+            controller = self.controllers[index]
+            if index > 0 and not self._is_phb(controller):
+                self._attach(index, controller.address.bus if controller.address else 0)
         for occupant in domain.occupants:
             self.take(occupant.address)
-        self.with_device = {o.address.bus for o in domain.occupants if o.kind is not OccupantKind.CONTROLLER}
 
     # What is there.
 
     def expander_of(self, bus: int) -> Optional[int]:
         """The expander (or extra PHB) that the bus of controller ``bus`` lies below or is; None for the main hierarchy."""
-        for _ in range(HIGHEST_INDEX + 1):
+        if bus not in self._home:
+            self._home[bus] = None  # a controller that sits on itself, however it came about, is in the main hierarchy
             controller = self.controllers.get(bus)
-            if controller is None:
-                return None
-            if self.is_expander(controller):
-                return bus
-            if controller.index == 0 or controller.address is None:
-                return None
-            bus = controller.address.bus
-        return None
+            if controller is not None and self.is_expander(controller):
+                self._home[bus] = bus
+            elif controller is not None and controller.index and controller.address is not None:
+                self._home[bus] = self.expander_of(controller.address.bus)
+        return self._home[bus]
 
     def is_expander(self, controller: Controller) -> bool:
         """Whether the controller opens a PCI root with a NUMA node of its own."""
@@ -217,6 +216,7 @@ class Layout:
             new.index, new.model, new.address, new.bus_nr, new.node, new.chassis, new.hotplug, new.multifunction, new.target_index
         )
         self.controllers[new.index] = controller
+        self._home.pop(new.index, None)
         if new.address is not None:
             self._attach(new.index, new.address.bus)
             self.take(new.address)
