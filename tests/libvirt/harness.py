@@ -140,12 +140,6 @@ class PrivateLibvirt:
 
     def close(self) -> None:
         """End every process of the private host and remove its files. May be called twice."""
-        for connection in self._connections:
-            try:
-                connection.close()
-            except libvirt.libvirtError:
-                pass  # its libvirtd is gone already
-        self._connections.clear()
         if self._namespace is not None:
             inside = self.processes()
             self._namespace.kill()
@@ -155,6 +149,12 @@ class PrivateLibvirt:
             until(lambda: all(map(ended, inside)), "the processes inside to end")
             self._namespace = None
             self._init = None
+        for connection in self._connections:
+            try:
+                connection.close()
+            except libvirt.libvirtError:
+                pass  # as expected: its libvirtd is gone. The other way round, one that hangs would hang us
+        self._connections.clear()
         shutil.rmtree(self.base, ignore_errors=True)
 
     def _make_tree(self) -> None:
