@@ -11,6 +11,14 @@ _pcinuma() {
     case $previous in
         --group-by) choices="root-complex switch node" ;;
         --policy) choices="preferred required" ;;
+        --root)
+            mapfile -t COMPREPLY < <(compgen -d -- "$word")
+            return
+            ;;
+        --report)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return
+            ;;
     esac
     if [ -n "$choices" ]; then
         mapfile -t COMPREPLY < <(compgen -W "$choices" -- "$word")
@@ -20,7 +28,13 @@ _pcinuma() {
         mapfile -t COMPREPLY < <(compgen -W "enable disable status" -- "$word")
     else
         case $command in
-            status | plan | apply | revert | enable | disable | verify | explain | topology | attach | detach)
+            policy)
+                if [ "$COMP_CWORD" -eq 3 ]; then
+                    mapfile -t COMPREPLY < <(compgen -W "preferred required off default" -- "$word")
+                    return
+                fi
+                ;;&
+            status | plan | apply | revert | enable | disable | policy | verify | explain | topology | attach | detach)
                 mapfile -t COMPREPLY < <(compgen -W "$(virsh -q list --all --name 2>/dev/null)" -- "$word")
                 ;;
             *) compopt -o default ;;
@@ -30,8 +44,21 @@ _pcinuma() {
 
 _pcinuma_words() {
     case $1 in
-        commands) echo "status plan apply revert enable disable verify explain topology attach detach place check capture proxy demo --help --version" ;;
-        *) echo "--help --json" ;;
+        commands) echo "status plan apply revert enable disable policy verify explain topology attach detach place check capture proxy demo --help --version" ;;
+        status | verify | check | proxy) echo "--help --json" ;;
+        plan) echo "--help --all --replan --diff --json" ;;
+        apply) echo "--help --all --replan --dry-run --json" ;;
+        revert) echo "--help --all --dry-run --json" ;;
+        enable) echo "--help --all --json" ;;
+        disable) echo "--help --revert --json" ;;
+        policy) echo "--help --group-by --json" ;;
+        explain) echo "--help --root --json" ;;
+        topology) echo "--help --root --live --all --json" ;;
+        attach) echo "--help --live --config --json" ;;
+        detach) echo "--help --live --config --timeout --json" ;;
+        place) echo "--help --root --group-by --policy --report" ;;
+        capture) echo "--help --root --force --json" ;;
+        demo) echo "--help --keep" ;;
     esac
 }
 
