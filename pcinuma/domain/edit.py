@@ -18,6 +18,8 @@ from pcinuma.domain.xml import Document, append, insert_first, remove, space_bef
 from pcinuma.placement.plan_model import NewController, Plan
 
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
+_TWO = tuple(f"0x{number:02x}" for number in range(256))
+_ONE = tuple(f"0x{number:x}" for number in range(8))
 
 
 def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
@@ -86,7 +88,8 @@ def set_address(element: etree._Element, address: Optional[PciAddress], multifun
     if present is None:
         present = etree.Element("address")
         append(element, present)
-    _clear(present)
+    if len(present.attrib) > 5 or len(present):
+        _clear(present)
     for name, value in _spelled(address, multifunction):
         present.set(name, value)
 
@@ -184,11 +187,6 @@ def _controller_text(new: NewController, before: str) -> str:
 
 def _spelled(address: PciAddress, multifunction: Optional[str]) -> list[tuple[str, str]]:
     """An address as libvirt formats it."""
-    spelled = [
-        ("type", "pci"),
-        ("domain", f"0x{address.domain:04x}"),
-        ("bus", f"0x{address.bus:02x}"),
-        ("slot", f"0x{address.slot:02x}"),
-        ("function", f"0x{address.function:x}"),
-    ]
+    _, bus, slot, function = address  # the guest's PCI domain is always 0
+    spelled = [("type", "pci"), ("domain", "0x0000"), ("bus", _TWO[bus]), ("slot", _TWO[slot]), ("function", _ONE[function])]
     return spelled if multifunction is None else [*spelled, ("multifunction", multifunction)]

@@ -11,12 +11,13 @@ from typing import NamedTuple, Optional
 from lxml import etree
 
 from pcinuma.domain.model import Original, Placement
-from pcinuma.domain.xml import append, indent, insert_after, insert_first, number, remove, space_before
+from pcinuma.domain.xml import append, insert_after, insert_first, number, remove, space_before
 from pcinuma.errors import DomainError
 from pcinuma.settings import GroupBy, Policy
 
 NAMESPACE = "urn:pcinuma:domain:1"
 _ELEMENT = f"{{{NAMESPACE}}}pcinuma"
+_CONTROLLER, _DEVICE = f"{{{NAMESPACE}}}controller", f"{{{NAMESPACE}}}device"
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 _ADDRESS_ATTRIBUTES = ("domain", "bus", "slot", "function", "multifunction")
 
@@ -69,12 +70,21 @@ def write_placement(root: etree._Element, placement: Optional[Placement]) -> Non
     if element is None:
         element = _create(root)
     new = etree.Element(f"{{{NAMESPACE}}}placement", {"group-by": placement.group_by.value})
-    for index in placement.controllers:
-        etree.SubElement(new, f"{{{NAMESPACE}}}controller", {"index": str(index)})
-    for device in placement.devices:
-        etree.SubElement(new, f"{{{NAMESPACE}}}device", {"source": device.source, **dict(device.attributes)})
     append(element, new)
-    indent(new, space_before(new))
+    before = space_before(new)
+    deeper = before + "  " if before else None
+    new.text = deeper
+    last = new
+    for index in placement.controllers:
+        last = etree.SubElement(new, _CONTROLLER, {"index": str(index)})
+        last.tail = deeper
+    for source, attributes in placement.devices:
+        last = etree.SubElement(new, _DEVICE, {"source": source, **dict(attributes)})
+        last.tail = deeper
+    if last is new:
+        new.text = None
+    else:
+        last.tail = before or None
 
 
 def original_attributes(address: Optional[etree._Element]) -> tuple[tuple[str, str], ...]:

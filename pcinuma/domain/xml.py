@@ -140,19 +140,6 @@ def remove(element: etree._Element) -> None:
             parent.text = None
 
 
-def indent(element: etree._Element, before: str) -> None:
-    """Give a new element with children the white space of its place; ``before`` is what stands before it, as ``\\n    ``."""
-    children = list(element)
-    if not children or not before:
-        return
-    deeper = before + "  "
-    element.text = deeper
-    for child in children:
-        indent(child, deeper)
-        child.tail = deeper
-    children[-1].tail = before
-
-
 def space_before(element: etree._Element) -> str:
     """The white space that stands before an element, as far as it is white space."""
     return _line_before(element)

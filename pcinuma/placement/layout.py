@@ -46,7 +46,8 @@ class Layout:
             if index > 0 and not self._is_phb(controller):
                 self._attach(index, controller.address.bus if controller.address else 0)
         for occupant in domain.occupants:
-            self.take(occupant.address)
+            _, bus, slot, function = occupant.address
+            self.taken.setdefault(bus, set()).add(slot << 3 | function)
 
     # What is there.
 
@@ -63,7 +64,7 @@ class Layout:
 
     def is_expander(self, controller: Controller) -> bool:
         """Whether the controller opens a PCI root with a NUMA node of its own."""
-        return controller.model in EXPANDERS or (self._is_phb(controller) and controller.node is not None)
+        return controller.model in EXPANDERS or (controller.node is not None and self._is_phb(controller))
 
     def ports(self, index: int) -> list[int]:
         """The bridges plugged into controller ``index``, in the order in which firmware visits them."""
@@ -80,9 +81,7 @@ class Layout:
 
     def main_buses(self) -> int:
         """How many bus numbers the main hierarchy needs, root bus and the ports that libvirt puts into index gaps included."""
-        return 1 + max(0, self._gaps) + sum(
-            1 for index, c in self.controllers.items() if index > 0 and not self.is_expander(c) and self.expander_of(index) is None
-        )
+        return 1 + max(0, self._gaps) + sum(1 for index in self.controllers if index > 0 and self.expander_of(index) is None)
 
     def room_below(self, expander: int) -> int:
         """How many more bridges fit below an expander that has its bus number."""
