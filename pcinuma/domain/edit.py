@@ -14,7 +14,7 @@ from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.model import Domain, OccupantKind, Original
 from pcinuma.domain.read import Elements
-from pcinuma.domain.xml import Document, append, insert_first, remove, space_before
+from pcinuma.domain.xml import Document, append, child, insert_first, remove, space_before
 from pcinuma.placement.plan_model import NewController, Plan
 
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
@@ -80,7 +80,7 @@ def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[in
 
 def set_address(element: etree._Element, address: Optional[PciAddress], multifunction: Optional[str]) -> None:
     """Give a device element the guest address ``address``, or none."""
-    present = element.find("address")
+    present = child(element, "address")
     if address is None:
         if present is not None:
             remove(present)
@@ -113,8 +113,8 @@ def _clear(address: etree._Element) -> None:
     """Take from a guest address what the new one may not have; what stays is overwritten in its place."""
     for name in set(address.attrib).difference(_ADDRESS):
         del address.attrib[name]
-    for child in list(address):
-        address.remove(child)
+    for inner in list(address):
+        address.remove(inner)
 
 
 def _is_ours(domain: Domain, bus: int) -> bool:

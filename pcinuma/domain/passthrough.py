@@ -11,7 +11,7 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Form, Given
-from pcinuma.domain.xml import read_address
+from pcinuma.domain.xml import child, read_address
 from pcinuma.errors import DomainError
 
 
@@ -49,12 +49,12 @@ def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional
         if kind == "network":
             return _pool(element, pools)
         return None
-    target = element.find("target")
+    target = child(element, "target")
     on_virtio = target is not None and target.get("bus", "virtio") == "virtio"
     given = Given.PCI if on_virtio else Given.NOT_PCI
     if kind == "nvme":
         disk = _at_host_address(element, Form.NVME_DISK)
-        source = element.find("source")
+        source = child(element, "source")
         namespace = source.get("namespace", "1") if source is not None else "1"
         return disk._replace(source=f"{disk.source}#{namespace}", given=given)
     if kind == "vhostvdpa":
@@ -63,7 +63,8 @@ def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional
 
 
 def _at_host_address(element: etree._Element, form: Form) -> Named:
-    address = element.find("source/address")
+    source = child(element, "source")
+    address = None if source is None else child(source, "address")
     try:
         host = read_address(address, "host address")
     except DomainError:
@@ -76,13 +77,13 @@ def _at_host_address(element: etree._Element, form: Form) -> Named:
 
 
 def _vdpa(element: etree._Element, given: Given) -> Named:
-    source = element.find("source")
+    source = child(element, "source")
     path = source.get("dev", "") if source is not None else ""
     return Named(path or "?", Form.VDPA, None, path, given, None if path else f"<{element.tag}> names no vDPA device")
 
 
 def _pool(element: etree._Element, pools: frozenset[str]) -> Optional[Named]:
-    source, mac = element.find("source"), element.find("mac")
+    source, mac = child(element, "source"), child(element, "mac")
     network = source.get("network", "") if source is not None else ""
     if network not in pools:
         return None

@@ -24,7 +24,7 @@ from pcinuma.domain.model import (
 )
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.slots import implied_devices, wants_slot
-from pcinuma.domain.xml import USUAL, Document, number, read_address
+from pcinuma.domain.xml import USUAL, Document, child, number, read_address
 from pcinuma.errors import DomainError
 from pcinuma.ranges import parse_ranges
 from pcinuma.settings import Policy
@@ -145,7 +145,7 @@ class _Reader:
                 if passthrough is not None:
                     self._passthrough(element, passthrough)
                     continue
-                address = element.find("address")
+                address = child(element, "address")
                 kind = None if address is None else address.get("type")
                 where = read_address(address, f"<{tag}>") if kind == "pci" else None
                 if where is not None:
@@ -172,17 +172,17 @@ class _Reader:
             raise DomainError("appears twice", subject=what)
         model = element.get("model", "")
         bus_nr = node = chassis = target_index = hotplug = address = address_element = None
-        for child in element:
-            if child.tag == "target":
-                bus_nr = _attribute(child, "busNr", what)
-                chassis = _attribute(child, "chassis", what)
-                target_index = _attribute(child, "index", what)
-                hotplug = {"on": True, "off": False}.get(child.get("hotplug", ""))
-                node_text = child.findtext("node") if len(child) else None
+        for part in element:
+            if part.tag == "target":
+                bus_nr = _attribute(part, "busNr", what)
+                chassis = _attribute(part, "chassis", what)
+                target_index = _attribute(part, "index", what)
+                hotplug = {"on": True, "off": False}.get(part.get("hotplug", ""))
+                node_text = part.findtext("node") if len(part) else None
                 node = None if node_text is None else number(node_text.strip(), f"{what}: node")
-            elif child.tag == "address" and child.get("type") == "pci":
-                address_element = child
-                address = read_address(child, what)
+            elif part.tag == "address" and part.get("type") == "pci":
+                address_element = part
+                address = read_address(part, what)
         multifunction = address_element is not None and address_element.get("multifunction") == "on"
         self.controllers[index] = Controller(
             index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index
@@ -193,7 +193,7 @@ class _Reader:
 
     def _passthrough(self, element: etree._Element, named: Named) -> None:
         source, form, host, name, given, problem = named
-        address_element = element.find("address")
+        address_element = child(element, "address")
         kind = None if address_element is None else address_element.get("type")
         address: Optional[PciAddress] = None
         original: tuple[tuple[str, str], ...] = ()
