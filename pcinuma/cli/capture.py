@@ -180,7 +180,9 @@ class _Tree:
             self.file(f"{folder}/config", _CONFIG_BYTES)
         virtfns = [name for name in self.names(folder) if name.startswith("virtfn")]
         for leaf in (*_DEVICE_LINKS, *virtfns):
-            self.follow(f"{folder}/{leaf}")
+            target = self.follow(f"{folder}/{leaf}")
+            if target != f"{folder}/{leaf}":
+                self.folder(target)
 
 
 def archive(entries: dict[str, Entry]) -> bytes:

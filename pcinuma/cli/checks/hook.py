@@ -58,15 +58,15 @@ def _seen(root: Path, hook: Path) -> Finding:
         return warn(what, "no libvirtd or virtqemud runs here at the moment; the next one sees the hook when it starts")
     since = hook.stat().st_mtime
     noted = _noted(root / SEEN)
-    for process in processes:
-        name = f"{process.name()} (pid {process.pid})"
-        started = process.create_time()
-        if started > since or process.pid in noted or _called_since(started):
-            continue
-        unit = "libvirtd" if process.name() == "libvirtd" else "virtqemud"
-        return fail(what, f"{name} has been running since before the hook was there", f"systemctl reload {unit} (guests keep running)")
-    names = ", ".join(f"{process.name()} (pid {process.pid})" for process in processes)
-    return passed(what, f"{names} looked for hooks after it was there")
+    stale = [p for p in processes if p.create_time() <= since and p.pid not in noted and not _called_since(p.create_time())]
+    if stale:
+        units = " ".join(sorted({process.name() for process in stale}))
+        return fail(what, f"started before the hook was there: {_names(stale)}", f"systemctl reload {units} (guests keep running)")
+    return passed(what, f"looked for hooks after it was there: {_names(processes)}")
+
+
+def _names(processes: list[psutil.Process]) -> str:
+    return ", ".join(f"{process.name()} (pid {process.pid})" for process in processes)
 
 
 def _libvirt_processes(hook: Path) -> list[psutil.Process]:

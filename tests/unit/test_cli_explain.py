@@ -1,0 +1,120 @@
+"""explain and verify: distances, what the groupings gain and cost, and the judgement of a running guest."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from pcinuma.cli.distance import Distance, Spot, distance
+from pcinuma.cli.explain import explain
+from pcinuma.cli.sources import DomainSource
+from pcinuma.cli.verify import judge
+from pcinuma.placement.reason import Reason
+from pcinuma.settings import GroupBy
+from tests.hosts.machines import MACHINES
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+
+
+def golden(name: str) -> DomainSource:
+    return DomainSource(name, (GOLDEN / f"{name}.xml").read_bytes(), {}, True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (Spot(0, "a", ("s",), "1"), Spot(0, "a", ("s",), "2"), Distance.PIX),
+        (Spot(0, "a", ("s", "t"), "1"), Spot(0, "a", ("s",), "2"), Distance.PXB),
+        (Spot(0, "a", ("s", "t"), "1"), Spot(0, "a", ("s", "u"), "2"), Distance.PXB),
+        (Spot(0, "a", ("s",), "1"), Spot(0, "a", ("t",), "2"), Distance.PHB),
+        (Spot(0, "a", (), "1"), Spot(0, "a", (), "2"), Distance.PHB),
+        (Spot(0, "a", (), "1"), Spot(0, "a", (), "1"), Distance.PIX),
+        (Spot(0, "a", (), "1"), Spot(0, "b", (), "2"), Distance.NODE),
+        (Spot(0, "a", (), "1"), Spot(1, "b", (), "2"), Distance.SYS),
+        (Spot(None, "a", (), "1"), Spot(None, "b", (), "2"), Distance.SYS),
+    ],
+)
+def test_distances_are_those_of_nccl(one: Spot, other: Spot, expected: Distance) -> None:
+    assert distance(one, other) is expected
+    assert distance(other, one) is expected
+
+
+def test_switch_gives_eight_gpus_the_hosts_distances_and_costs_links_and_atomics(tmp_path: Path) -> None:
+    MACHINES["eight-gpus"]().write(tmp_path)
+    explained = explain(golden("eight-gpus-root-complex-in"), tmp_path)
+    by_mode = {grouping.group_by: grouping.shown for grouping in explained.groupings}
+    node, complexes, switch = by_mode[GroupBy.NODE], by_mode[GroupBy.ROOT_COMPLEX], by_mode[GroupBy.SWITCH]
+    assert node is not None and complexes is not None and switch is not None
+    # 16 devices, four to a switch, two switches to a node: 24 pairs under one switch, 32 of one node, 64 across.
+    assert (node.right, complexes.right, switch.right) == (64, 64 + 32, 120)
+    assert (node.expanders, complexes.expanders, switch.expanders) == (2, 4, 4)
+    assert (complexes.behind_switch, switch.behind_switch) == (0, 16)
+    assert (complexes.atomics, switch.atomics) == (16, 0)
+    assert {(pair.host, pair.guest) for pair in complexes.wrong} == {(Distance.PIX, Distance.PHB)}
+    assert explained.layout == complexes
+
+
+def test_a_multifunction_slot_keeps_no_atomics(tmp_path: Path) -> None:
+    MACHINES["multifunction-gpu"]().write(tmp_path)
+    layout = explain(golden("multifunction-out"), tmp_path).layout
+    assert (layout.devices, layout.atomics) == (6, 2)
+
+
+def test_a_domain_that_is_left_alone_is_offered_no_grouping(tmp_path: Path) -> None:
+    MACHINES["two-sockets"]().write(tmp_path)
+    assert explain(golden("no-cells-in"), tmp_path).groupings == ()
+
+
+def verdicts(tmp_path: Path, machine: str, name: str) -> dict[str, tuple[bool, str]]:
+    MACHINES[machine]().write(tmp_path)
+    return {verdict.device.source: (verdict.passed, verdict.message) for verdict in judge(golden(name), tmp_path)}
+
+
+@pytest.mark.parametrize(
+    ("machine", "name"),
+    [
+        ("two-sockets", "two-nodes-out"),
+        ("two-sockets", "swapped-out"),
+        ("eight-gpus", "eight-gpus-switch-out"),
+        ("eight-gpus", "eight-gpus-root-complex-out"),
+        ("eight-gpus", "eight-gpus-node-out"),
+        ("two-root-complexes", "two-root-complexes-out"),
+        ("vmd", "vmd-out"),
+        ("mediated", "forms-out"),
+    ],
+)
+def test_a_guest_that_runs_as_placed_passes(tmp_path: Path, machine: str, name: str) -> None:
+    assert {passed for passed, _ in verdicts(tmp_path, machine, name).values()} == {True}
+
+
+def test_a_guest_that_runs_unplaced_fails_for_each_device_with_a_cell(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, "two-sockets", "two-nodes-formatted-in")
+    assert found["0000:17:00.0"] == (False, "host node 0 is cell 0, but the guest sees no node for it")
+    assert found["0000:b3:00.0"] == (False, "host node 1 is cell 1, but the guest sees no node for it")
+
+
+def test_a_device_under_the_wrong_cell_fails(tmp_path: Path) -> None:
+    MACHINES["two-sockets"]().write(tmp_path)
+    xml = (GOLDEN / "two-nodes-out.xml").read_bytes()
+    swapped = xml.replace(b"<node>0</node>", b"<node>X</node>").replace(b"<node>1</node>", b"<node>0</node>").replace(b"X", b"1")
+    found = judge(DomainSource("x", swapped, {}, True), tmp_path)
+    assert [verdict.passed for verdict in found] == [False, False]
+    assert found[0].message == "host node 0 is cell 0, but the guest sees it under cell 1"
+
+
+def test_devices_of_two_root_complexes_on_one_expander_fail_unless_grouped_by_node(tmp_path: Path) -> None:
+    MACHINES["two-root-complexes"]().write(tmp_path)
+    by_node = golden("two-root-complexes-node-out")
+    assert all(verdict.passed for verdict in judge(by_node, tmp_path))
+    claimed = re.sub(rb"(placement group-by=.)node", rb"\1root-complex", by_node.xml)
+    assert claimed != by_node.xml
+    failed = [verdict for verdict in judge(DomainSource("x", claimed, {}, True), tmp_path) if not verdict.passed]
+    assert failed
+    assert all("another root complex" in verdict.message for verdict in failed)
+
+
+def test_a_device_without_affinity_passes_on_the_default_root_with_the_reason(tmp_path: Path) -> None:
+    found = verdicts(tmp_path, "minus-one", "no-affinity-in")
+    assert set(found.values()) == {(True, Reason.NO_AFFINITY.sentence)}
