@@ -5,16 +5,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import signal
 import stat
 import sys
 from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket
 from typing import Optional, Sequence
 
-import structlog
-
 from pcinuma.daemon import client
+from pcinuma.daemon.log import configure, log
+from pcinuma.daemon.systemd import Notifier, watchdog
 from pcinuma.errors import EXIT_DONE, PcinumaError, UnusableInput
 from pcinuma.proxy.broker import Broker
 from pcinuma.proxy.server import Listener, Server
@@ -30,7 +29,6 @@ UPSTREAMS = (
 """Where libvirt is, modular before monolithic; the first two exist where ``pcinuma proxy enable`` moved libvirt's own socket aside."""
 
 _FIRST_PASSED = 3  # sd_listen_fds(3)
-_log = structlog.get_logger("pcinuma.proxy")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> int:
@@ -47,7 +45,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     except PcinumaError as error:
         print(f"pcinuma-proxy: {error.sentence()}", file=sys.stderr)
         return error.exit_code
-    signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+    configure()
     asyncio.run(_serve(listeners, Broker(client.socket_path(), settings.proxy_timeout), settings.proxy_timeout))
     return EXIT_DONE
 
@@ -55,8 +53,13 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 async def _serve(listeners: list[Listener], broker: Broker, timeout: float) -> None:
     server = Server(listeners, broker, timeout)
     for listener in listeners:
-        _log.info("listening", path=listener.socket.getsockname(), upstream=str(listener.upstream()))
+        log.info("listening", path=listener.socket.getsockname(), upstream=str(listener.upstream()))
+    notifier = Notifier()
+    notifier.send("READY=1")
+    alive = asyncio.create_task(watchdog(notifier))
     await server.run()
+    notifier.send("STOPPING=1")
+    alive.cancel()
 
 
 def passed_listeners(upstreams: tuple[Path, ...]) -> list[Listener]:

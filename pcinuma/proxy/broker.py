@@ -15,14 +15,11 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
-import structlog
-
 from pcinuma.daemon import client
+from pcinuma.daemon.log import log
 from pcinuma.errors import DaemonError
 from pcinuma.proxy.identity import Identity
 from pcinuma.proxy.questions import QUESTION_MAX, Question, Topic, frame
-
-_log = structlog.get_logger("pcinuma.proxy")
 
 
 class Broker:
@@ -44,7 +41,7 @@ class Broker:
         except (asyncio.IncompleteReadError, OSError):
             pass  # the relay has ended
         except (ValueError, KeyError, TypeError, asyncio.LimitOverrunError) as error:
-            _log.error("a relay asked what no relay asks", uid=who.uid, client_pid=who.pid, error=str(error))
+            log.error("a relay asked what no relay asks", uid=who.uid, client_pid=who.pid, error=str(error))
         finally:
             writer.close()
 
@@ -61,7 +58,7 @@ class Broker:
             reason = f"the daemon cannot be asked ({getattr(error, 'strerror', None) or type(error).__name__})"
         except (asyncio.LimitOverrunError, KeyError, TypeError) as error:
             reason = f"the daemon's answer is none ({error!r})"
-        _log.warning(
+        log.warning(
             "forwarded as it came",
             call=question.topic.value,
             domain=question.domain,

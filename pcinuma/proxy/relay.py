@@ -26,8 +26,7 @@ import time
 from collections import deque
 from typing import Optional, Union
 
-import structlog
-
+from pcinuma.daemon.log import log
 from pcinuma.proxy import calls, wire
 from pcinuma.proxy.lane import CHUNK, Lane
 from pcinuma.proxy.questions import Answer, ParentGone, Question, QuestionPipe, Topic
@@ -35,7 +34,6 @@ from pcinuma.proxy.wire import Framing, Header, Kind, WireError
 
 LINGER = 10.0
 _Call = Union[calls.Start, calls.Create, calls.Attach]
-_log = structlog.get_logger("pcinuma.proxy")
 
 
 class Relay:
@@ -157,7 +155,7 @@ class Relay:
 
     def _keep_time(self) -> None:
         if self._pending is not None and self._questions.remaining == 0:
-            _log.warning("forwarded as it came", reason="the proxy's parent process did not answer in time")
+            log.warning("forwarded as it came", reason="the proxy's parent process did not answer in time")
             self._go_on(self._questions.give_up())
 
     def _done(self) -> bool:
@@ -243,7 +241,7 @@ class Relay:
             else:
                 question = Question(Topic.ATTACH, domain=call.domain, xml=call.xml.value.decode())
         except UnicodeDecodeError:
-            _log.warning("forwarded as it came", reason="its XML is not UTF-8")
+            log.warning("forwarded as it came", reason="its XML is not UTF-8")
             return False
         self._questions.ask(question)
         self._pending = message, call
@@ -263,7 +261,7 @@ class Relay:
             try:
                 message = calls.with_xml(message, call.xml, answer.xml.encode())
             except WireError as error:
-                _log.warning("forwarded as it came", reason=str(error))
+                log.warning("forwarded as it came", reason=str(error))
         self._up.put(memoryview(message), [])
         self._drain()
 

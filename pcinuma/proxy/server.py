@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional, Sequence
 
-import structlog
-
+from pcinuma.daemon.log import log
 from pcinuma.errors import PcinumaError
 from pcinuma.proxy.broker import Broker
 from pcinuma.proxy.identity import Identity
@@ -31,7 +30,6 @@ from pcinuma.proxy.relay import Relay
 
 CONNECTIONS_MAX = 1000
 CONNECTIONS_OF_A_USER = 250
-_log = structlog.get_logger("pcinuma.proxy")
 
 
 @dataclass(frozen=True)
@@ -68,9 +66,7 @@ class Server:
         gc.freeze()  # what is there now stays as it is: a relay's collections would only copy its pages
         self._accept_again()
         await self._stopped.wait()
-        self._pause()
-        for pid in self._relays:
-            os.kill(pid, signal.SIGTERM)
+        self._pause()  # the relays end when this process's ends of their socket pairs close
 
     def stop(self) -> None:
         self._stopped.set()
@@ -94,7 +90,7 @@ class Server:
         except (BlockingIOError, ConnectionAbortedError, InterruptedError):
             return
         except OSError as error:  # out of descriptors or memory: a moment's rest, the client waits
-            _log.error("cannot accept a client", error=str(error))
+            log.error("cannot accept a client", error=str(error))
             self._pause()
             asyncio.get_running_loop().call_later(1.0, self._accept_again)
             return
@@ -104,9 +100,9 @@ class Server:
                 self._admit(who)
                 self._fork(client, listener, who)
             except (PcinumaError, OSError) as error:
-                _log.warning("refused a client", reason=str(error))
+                log.warning("refused a client", reason=str(error))
         if len(self._relays) >= CONNECTIONS_MAX:
-            _log.warning("no more clients are accepted until one leaves", connections=len(self._relays))
+            log.warning("no more clients are accepted until one leaves", connections=len(self._relays))
             self._pause()
 
     def _admit(self, who: Identity) -> None:
@@ -132,8 +128,8 @@ class Server:
                 ended, status = pid, 0
             if ended:
                 who = self._relays.pop(pid)
-                if status and status != signal.SIGTERM:
-                    _log.error("a relay ended badly", uid=who.uid, client_pid=who.pid, status=status)
+                if status:
+                    log.error("a relay ended badly", uid=who.uid, client_pid=who.pid, status=status)
         self._accept_again()
 
 
@@ -152,7 +148,7 @@ def _be_the_relay(client: socket.socket, questions: socket.socket, upstream: Pat
             Relay(client, libvirt, QuestionPipe(questions, timeout), read_only=upstream.name.endswith("-ro")).run()
         status = 0
     except Exception:
-        _log.exception("a relay failed", uid=who.uid, client_pid=who.pid)
+        log.exception("a relay failed", uid=who.uid, client_pid=who.pid)
     finally:
         os._exit(status)
 
@@ -175,6 +171,6 @@ def _connect(upstream: Path, who: Identity) -> Optional[socket.socket]:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.connect(str(upstream))
     except (PcinumaError, OSError) as error:
-        _log.warning("a client gets no connection", upstream=str(upstream), uid=who.uid, client_pid=who.pid, reason=str(error))
+        log.warning("a client gets no connection", upstream=str(upstream), uid=who.uid, client_pid=who.pid, reason=str(error))
         return None
     return sock
