@@ -16,6 +16,7 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     systemd     readiness, watchdog, socket activation
     log         structlog on the journal or a terminal
 
-Two rules hold everywhere. No libvirt call is ever made on behalf of a waiting hook, since libvirt waits for the hook with the domain
-locked. And nothing that fails here stops a guest: a call that cannot be answered is answered with an error, and its caller goes on.
+Two rules hold everywhere. No libvirt call is ever made on behalf of a waiting hook, since libvirt waits for the hook with the
+domain locked. And nothing that fails here stops a guest: a call that cannot be answered is answered with an error, and its
+caller goes on.
 """

@@ -1,7 +1,7 @@
 """A call to the daemon: varlink's wire format (JSON, NUL-terminated) over its unix socket.
 
-For the command and for tests; blocking, one connection a call. :func:`encode` and :func:`decode` are the two halves of the wire format
-for callers with an event loop of their own. Nothing here imports libvirt or lxml, so that a call costs little to start.
+For the command and for tests; blocking, one connection a call. :func:`encode` and :func:`decode` are the two halves of the wire
+format for callers with an event loop of their own. Nothing here imports libvirt or lxml, so that a call costs little to start.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the daemon speaks: the varlink interfaces as text, and the check of a call's parameters against that text.
 
-The text is what ``varlinkctl introspect`` shows, and the only place where a method's parameters are written down: :data:`INPUTS` is
-read from it. Source of the language: https://varlink.org/Interface-Definition.
+The text is what ``varlinkctl introspect`` shows, and the only place where a method's parameters are written down:
+:data:`INPUTS` is read from it. Source of the language: https://varlink.org/Interface-Definition.
 """
 
 from __future__ import annotations

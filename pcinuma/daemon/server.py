@@ -1,7 +1,8 @@
 """Varlink's wire format on a unix socket: JSON messages that end with a NUL, answered in order.
 
-A peer costs nobody else anything: it must be root or the daemon's own user (SO_PEERCRED), a message may be 16 MiB long and take ten seconds to
-arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. One connection may stay open and idle.
+A peer costs nobody else anything: it must be root or the daemon's own user (SO_PEERCRED), a message may be 16 MiB long and take
+ten seconds to arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. One connection may stay
+open and idle.
 
 :meth:`Server._answer` is the boundary where every error of a call becomes an error reply. Source: https://varlink.org.
 """

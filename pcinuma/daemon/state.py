@@ -1,11 +1,13 @@
 """What outlives the process: one JSON file, replaced atomically, that a kill at any moment leaves whole.
 
-It holds which domains pcinuma may touch (those that existed before its first start, those enabled and disabled by a person), the last decision
-about each domain, and the guest addresses that guests already ran with (``ran_with``: of devices that somebody put on our ports).
+It holds which domains pcinuma may touch (those that existed before its first start, those enabled and disabled by a person),
+the last decision about each domain, and the guest addresses that guests already ran with (``ran_with``: of devices that
+somebody put on our ports).
 
-The event loop owns the :class:`State` and changes it; :class:`StateFile` writes it in a thread of its own, several changes in one go. A file
-that cannot be read is kept aside and the daemon starts as on its first day: whatever exists then is left alone until it is enabled, for
-guessing otherwise would move devices in somebody's guest. A file that cannot be *written* costs memory over a restart, nothing else.
+The event loop owns the :class:`State` and changes it; :class:`StateFile` writes it in a thread of its own, several changes in
+one go. A file that cannot be read is kept aside and the daemon starts as on its first day: whatever exists then is left alone
+until it is enabled, for guessing otherwise would move devices in somebody's guest. A file that cannot be *written* costs memory
+over a restart, nothing else.
 """
 
 from __future__ import annotations

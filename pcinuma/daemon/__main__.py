@@ -1,0 +1,184 @@
+"""``pcinumad``: start the daemon, in the foreground, with systemd or without.
+
+SIGTERM and SIGINT stop it, SIGHUP reads the configuration again (an unusable one is logged, and the old one stays). It holds a
+lock in its state folder, so that there is never a second one. A configuration that cannot be used when it starts is an error:
+guessing could place domains that the administrator wanted left alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import fcntl
+import os
+import signal
+import socket
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Optional, Sequence
+
+from pcinuma import __version__
+from pcinuma.daemon import client, state, systemd
+from pcinuma.daemon.link import Link
+from pcinuma.daemon.log import configure, log
+from pcinuma.daemon.pools import Pools
+from pcinuma.daemon.reconciler import Reconciler
+from pcinuma.daemon.server import Server, listen
+from pcinuma.daemon.service import Service
+from pcinuma.errors import EXIT_DONE, ConfigError, DaemonError, PcinumaError
+from pcinuma.settings import Settings, load_settings
+
+SWITCH_INTERVAL = 0.001
+"""Seconds after which a busy thread lets another run: a hook waits no longer than that for a sweep over many domains."""
+LIBVIRT_THREADS = 8
+HOOK_THREADS = 4
+
+
+class Arguments(argparse.Namespace):
+    """The command line."""
+
+    socket: Path
+    state: Path
+    root: Path
+    uri: Optional[str]
+    debug: bool
+
+
+def arguments(argv: Optional[Sequence[str]] = None) -> Arguments:
+    """Read the command line; the environment gives the defaults."""
+    environment = os.environ
+    parser = argparse.ArgumentParser(
+        prog="pcinumad",
+        description="Keeps the definitions of libvirt's domains placed, and answers libvirt's hook and the pcinuma command.",
+        epilog="Runs in the foreground. SIGHUP reads the configuration again. See pcinuma(8) and pcinuma.conf(5).",
+    )
+    parser.add_argument("--socket", type=Path, default=client.socket_path(), help="where to listen (default: %(default)s)")
+    folder = Path(environment.get("PCINUMA_STATE") or state.DEFAULT_FOLDER)
+    parser.add_argument("--state", type=Path, default=folder, metavar="DIR", help="state that outlives it (default: %(default)s)")
+    root = Path(environment.get("PCINUMA_ROOT") or "/")
+    parser.add_argument("--root", type=Path, default=root, metavar="DIR", help="what holds sys/ and etc/pcinuma (default: %(default)s)")
+    uri = environment.get("PCINUMA_LIBVIRT_URI") or None
+    parser.add_argument("--uri", default=uri, help="libvirt's URI (default: libvirt-uri in the configuration)")
+    parser.add_argument("--debug", action="store_true", help="log more")
+    parser.add_argument("--version", action="version", version=f"pcinumad {__version__}")
+    return parser.parse_args(argv, namespace=Arguments())
+
+
+class Daemon:
+    """The parts, put together."""
+
+    def __init__(self, options: Arguments, settings: Settings) -> None:
+        self.options = options
+        self.settings = settings
+        self.notifier = systemd.Notifier()
+        self._stop = asyncio.Event()
+        self._code = EXIT_DONE
+
+    async def run(self, listener: socket.socket) -> int:
+        """Serve until told to stop; return the exit code."""
+        options = self.options
+        loop = asyncio.get_running_loop()
+        known = state.load(options.state)
+        state_file = state.StateFile(options.state, known)
+        threads = ThreadPoolExecutor(LIBVIRT_THREADS, "libvirt")
+        hooks = ThreadPoolExecutor(HOOK_THREADS, "hook")
+        pools = Pools(options.root)
+        self._reconciler = Reconciler(known, state_file, self.settings, options.root, pools, threads)
+        link = Link(options.uri or self.settings.libvirt_uri, self._reconciler, threads)
+        service = Service(self._reconciler, link, pools, state_file, hooks, threads)
+        server = Server(service.handlers())
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        await server.start(listener)
+        log.info("started", version=__version__, socket=str(options.socket), state=str(options.state), root=str(options.root))
+        self.notifier.send("READY=1", "STATUS=starting")
+        parts = [link.run(), self._reconciler.run(), systemd.watchdog(self.notifier), self._show_status(link)]
+        tasks = [loop.create_task(part) for part in parts]
+        for task in tasks:
+            task.add_done_callback(self._ended)
+        await self._stop.wait()
+        self.notifier.send("STOPPING=1")
+        await server.stop()
+        for task in tasks:
+            task.cancel()
+        await state_file.written()
+        log.info("stopped")
+        return self._code
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """A part that ends by itself is a fault of ours: better to be started again than to go on without it."""
+        if not task.cancelled() and task.exception() is not None:
+            log.critical("a part of the daemon failed", exc_info=task.exception())
+            self._code = 1
+            self._stop.set()
+
+    def _reload(self) -> None:
+        self.notifier.send("RELOADING=1")
+        try:
+            self._reconciler.settings = load_settings(self.options.root)
+        except ConfigError as error:
+            log.error("configuration not read again; the old one stays in force", error=error.sentence())
+        else:
+            log.info("configuration read again")
+            self._reconciler.sweep()
+        self.notifier.send("READY=1")
+
+    async def _show_status(self, link: Link) -> None:
+        while True:
+            domains = len(self._reconciler.known)
+            libvirt = f"{domains} domains of libvirt {link.version}" if link.ready else f"waiting for libvirt: {link.message}"
+            self.notifier.status(libvirt)
+            await asyncio.sleep(2)
+
+
+def prepare_state(folder: Path) -> int:
+    """Make the state folder and lock it; the descriptor that holds the lock. Raises DaemonError."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DaemonError(f"the state folder cannot be used ({error.strerror or error})", subject=str(folder)) from None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise DaemonError("another pcinumad is running", subject=str(folder), hint="stop it first: systemctl stop pcinuma") from None
+    return lock
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Run the daemon; return the exit code."""
+    options = arguments(argv)
+    configure(debug=options.debug)
+    sys.setswitchinterval(SWITCH_INTERVAL)
+    made: Optional[tuple[int, int]] = None
+    try:
+        settings = load_settings(options.root)
+        prepare_state(options.state)
+        listener = systemd.inherited_socket()
+        if listener is None:
+            listener = listen(options.socket)
+            made = _identity(options.socket)
+        code = asyncio.run(Daemon(options, settings).run(listener))
+    except PcinumaError as error:
+        log.critical("not started", error=error.sentence())
+        code = error.exit_code
+    if made is not None and _identity(options.socket) == made:
+        options.socket.unlink(missing_ok=True)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread may be waiting for libvirt, and may go on waiting
+
+
+def _identity(path: Path) -> Optional[tuple[int, int]]:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+if __name__ == "__main__":
+    main()

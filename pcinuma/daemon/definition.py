@@ -1,0 +1,176 @@
+"""One domain's inactive definition on libvirt: read it, place or revert it, define it if it changed. Blocking; runs in a
+thread.
+
+A definition is read with its passwords (SECURE), and read again right before it is replaced: if somebody changed it meanwhile,
+the work starts over from theirs. Between that second read and libvirt's define lies about a millisecond that nothing can close;
+who defines within it is seen by the event, and who *undefines* within it gets his way in the end (see the reconciler). Never
+defined: a domain that is not persistent, or one with a managed-save image. A running guest's live definition is never touched:
+what is defined here counts from its next start.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Callable, Optional
+
+import libvirt
+
+from pcinuma import engine
+from pcinuma.address import PciAddress
+from pcinuma.daemon.log import log
+from pcinuma.daemon.pools import Pools
+from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
+from pcinuma.engine import Request, Result
+from pcinuma.errors import LibvirtError
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import Policy
+
+TRIES = 4
+LATER = "try again when that program is done"
+TRANSIENT = "the domain is transient: it has no definition to change"
+
+Allows = Callable[[Optional[Policy]], bool]
+"""Whether a domain may be touched whose own metadata has this policy."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to do. ``allows`` is asked with the domain's own policy, ``may_define`` when a definition turned out to be necessary."""
+
+    request: Request
+    allows: Allows
+    may_define: Callable[[], bool] = lambda: True
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Change:
+    """What was done, or with ``dry_run`` would be. ``owner`` is the policy in the domain's own metadata."""
+
+    changed: bool
+    before: bytes
+    after: bytes
+    result: Result
+    owner: Optional[Policy]
+    name: str
+
+
+def look_up(connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
+    """The domain called ``name``, or with that UUID. Raises LibvirtError if there is none."""
+    try:
+        if len(name) == 36 and name.count("-") == 4:
+            try:
+                return connection.lookupByUUIDString(name)
+            except libvirt.libvirtError as error:
+                if error.get_error_code() not in (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_INVALID_ARG):
+                    raise
+        return connection.lookupByName(name)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            raise LibvirtError("libvirt has no such domain", subject=name, hint="virsh list --all names them") from None
+        raise failure(error, name) from None
+
+
+def failure(error: libvirt.libvirtError, subject: Optional[str] = None) -> LibvirtError:
+    """A failed libvirt call as an error of ours."""
+    return LibvirtError(f"libvirt: {error.get_error_message() or error}", subject=subject)
+
+
+def managed_save_hint(name: str) -> str:
+    """What a person can do about a managed-save image."""
+    return f"start it and shut it down, or: virsh managedsave-remove {name}"
+
+
+def read(domain: libvirt.virDomain) -> bytes:
+    """The inactive definition, passwords included."""
+    xml: str = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    return xml.encode()
+
+
+def place(domain: libvirt.virDomain, job: Job, pools: Pools) -> Change:
+    """Place the inactive definition; only what changed is defined. Raises libvirtError, and LibvirtError if it keeps changing."""
+    for _ in range(TRIES):
+        change = _attempt(domain, job, pools)
+        if change is not None:
+            return change
+    raise LibvirtError(Reason.CONTENDED.sentence, subject=domain.name(), hint=LATER)
+
+
+def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools) -> Optional[Change]:
+    """Place the definition as it is at the moment; None if somebody else changed it meanwhile."""
+    name: str = domain.name()
+    before = read(domain)
+    known = parse(before)
+    ran_with = job.request.ran_with
+    if strangers(known) - ran_with:
+        ran_with = ran_with | _running_strangers(domain)
+    request = replace(job.request, pools=pools.resolve(domain.connect(), before), ran_with=ran_with)
+    result = engine.place(before, request)
+    owner = known.policy
+
+    def left_alone(reason: Reason, hint: Optional[str] = None) -> Change:
+        return Change(False, before, before, as_it_is(known, before, result, reason, hint), owner, name)
+
+    if not job.dry_run and not job.allows(owner):
+        return left_alone(Reason.NOT_ENABLED, f"pcinuma enable {name}")
+    for warning in result.warnings:
+        log.warning(warning, domain=name)
+    if result.xml == before:
+        return Change(False, before, before, result, owner, name)
+    if not domain.isPersistent():
+        standing = replace(with_standing(known, before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
+        return Change(False, before, before, standing, owner, name)
+    if job.dry_run:
+        return Change(True, before, result.xml, result, owner, name)
+    if domain.hasManagedSaveImage(0):
+        return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
+    if not job.may_define():
+        return left_alone(Reason.CONTENDED)
+    after = _define(domain, before, result.xml)
+    if after is None:
+        return None
+    if domain.isActive():
+        result = replace(result, reason=Reason.RUNNING, message=Reason.RUNNING.sentence)
+    return Change(True, before, after, result, owner, name)
+
+
+def revert(domain: libvirt.virDomain, *, dry_run: bool) -> Change:
+    """Take the placement out of the inactive definition. Raises libvirtError, and LibvirtError where that may not be done."""
+    name: str = domain.name()
+    for _ in range(TRIES):
+        before = read(domain)
+        known = parse(before)
+        result = engine.revert(before)
+        if result.xml == before or not domain.isPersistent():
+            return Change(False, before, before, result, known.policy, name)
+        if dry_run:
+            return Change(True, before, result.xml, result, known.policy, name)
+        if domain.hasManagedSaveImage(0):
+            raise LibvirtError(Reason.MANAGED_SAVE.sentence, subject=name, hint=managed_save_hint(name))
+        after = _define(domain, before, result.xml)
+        if after is not None:
+            return Change(True, before, after, result, known.policy, name)
+    raise LibvirtError(Reason.CONTENDED.sentence, subject=name, hint=LATER)
+
+
+def undefine(domain: libvirt.virDomain, defined: bytes) -> bool:
+    """Undefine the domain if its definition is still ``defined``; return whether it was. What else it left behind stays."""
+    if read(domain) != defined:
+        return False
+    domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+    return True
+
+
+def _define(domain: libvirt.virDomain, before: bytes, new: bytes) -> Optional[bytes]:
+    """Replace the definition ``before`` by ``new``; return what libvirt made of it, or None if ``before`` is there no more."""
+    if read(domain) != before:
+        return None
+    domain.connect().defineXMLFlags(new.decode(), 0)
+    return read(domain)
+
+
+def _running_strangers(domain: libvirt.virDomain) -> frozenset[PciAddress]:
+    """What sits on our ports in the guest that runs now (it may have started while nobody was there to note it)."""
+    if not domain.isActive():
+        return frozenset()
+    return strangers(parse(domain.XMLDesc(0).encode()))

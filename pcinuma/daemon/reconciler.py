@@ -1,0 +1,372 @@
+"""The reconciler: which domain is looked at when, and what is recorded about it.
+
+A domain is looked at when libvirt says that it was defined or has stopped, when a node device or network that it waits for may
+have come, at the start and after a reconnect (all of them), after a change of the configuration, and when a person asks. One
+thing at a time for each domain (:meth:`Reconciler.alone`); several domains at once, those with an event before those of a
+sweep. Looking at a domain that is right changes nothing, so the event of our own definition needs no special care.
+
+While a domain starts, libvirt holds it locked and every call about it would block a thread. The hook tells when a start begins;
+looks at that domain wait until libvirt says that it runs, or for a while if it never does.
+
+A definition that arrives just when somebody undefines the domain would bring it back; :mod:`~pcinuma.daemon.resurrection` sees
+to that.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from concurrent.futures import Executor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, AsyncIterator, Callable, Optional, TypeVar
+from weakref import WeakValueDictionary
+
+import libvirt
+
+from pcinuma.address import PciAddress
+from pcinuma.daemon import definition
+from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.decisions import Decisions
+from pcinuma.daemon.definition import Change, Job
+from pcinuma.daemon.link import DomainEvent
+from pcinuma.daemon.log import log
+from pcinuma.daemon.permission import allowed
+from pcinuma.daemon.pools import Pools
+from pcinuma.daemon.resurrection import Resurrections
+from pcinuma.daemon.state import State, StateFile
+from pcinuma.engine import Request
+from pcinuma.errors import PcinumaError
+from pcinuma.placement.reason import Reason
+from pcinuma.settings import Policy, Settings
+
+WORKERS = 3
+"""libvirt answers five calls of one connection at a time; two are left for requests."""
+NOW, SOMETIME = 0, 1
+HOST_SETTLES = 0.5
+"""Seconds in which node-device events gather: a physical function that makes its virtual ones sends one event each."""
+START_TAKES = 15.0
+REFUSAL_TAKES = 1.0
+_WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED)
+
+T = TypeVar("T")
+
+
+@dataclass
+class Known:
+    """A domain as libvirt's listing and events tell of it, and what is remembered of it in this process."""
+
+    domain: libvirt.virDomain
+    state: Optional[str] = None
+    contention: Contention = field(default_factory=Contention)
+    starting: Optional[asyncio.TimerHandle] = None
+    owner: Optional[Policy] = None  # the policy in its own metadata
+    absent: bool = False  # it waits for a device
+
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "in shutdown",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
+}
+_STATE_AFTER = {
+    libvirt.VIR_DOMAIN_EVENT_STARTED: "running",
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: "running",
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "paused",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: "shut off",
+    libvirt.VIR_DOMAIN_EVENT_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "pmsuspended",
+}
+
+
+class Reconciler:
+    """Keeps definitions placed. Everything here runs in the event loop; ``executor`` runs what blocks."""
+
+    def __init__(self, state: State, state_file: StateFile, settings: Settings, root: Path, pools: Pools, executor: Executor) -> None:
+        self.settings = settings
+        self.known: dict[str, Known] = {}
+        self.state = state
+        self.decisions = Decisions(state, state_file)
+        self._state_file = state_file
+        self._root = root
+        self._pools = pools
+        self._executor = executor
+        self._queue: asyncio.PriorityQueue[tuple[int, int, str]] = asyncio.PriorityQueue()
+        self._order = itertools.count()
+        self._wanted: set[str] = set()
+        self._busy: set[str] = set()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._host_changed: Optional[asyncio.TimerHandle] = None
+        self._resurrections = Resurrections()
+
+    # What libvirt tells (link.Owner).
+
+    async def connected(self, connection: libvirt.virConnect) -> None:
+        """A new connection: list everything, and look at all of it."""
+        self._pools.forget()
+        domains = await self._in_thread(_list, connection)
+        for uuid, (domain, state) in domains.items():
+            self.known.setdefault(uuid, Known(domain, state))  # an event that came meanwhile knows better
+        for uuid in set(self.state.domains) - set(self.known):
+            self.decisions.forget(uuid)
+        if self.state.existing is None:
+            self.state.existing = frozenset(self.known)
+            if self.known:
+                log.info("first start: the domains that exist are left alone until enabled", domains=len(self.known))
+            while not await self._state_file.written():
+                self.state.existing = None  # nothing is placed while a crash would forget what may be placed
+                await asyncio.sleep(5)
+                self.state.existing = frozenset(self.known)
+        self.sweep()
+
+    def disconnected(self) -> None:
+        """The connection is gone, and with it what it knew."""
+        self._wanted.clear()
+        for known in self.known.values():
+            if known.starting is not None:
+                known.starting.cancel()
+        self.known = {}
+        self._pools.forget()
+
+    def domain_event(self, event: DomainEvent) -> None:
+        """A lifecycle event."""
+        uuid = event.domain.UUIDString()
+        if event.event in (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED):
+            self._resurrections.event(uuid, event.event, event.detail)
+        if event.event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
+            if event.detail != libvirt.VIR_DOMAIN_EVENT_UNDEFINED_RENAMED:
+                self._forget(uuid)
+            return
+        known = self.known.get(uuid)
+        if known is None:
+            known = self.known[uuid] = Known(event.domain, "shut off")
+        known.domain = event.domain
+        known.state = _STATE_AFTER.get(event.event, known.state)
+        if event.event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
+            self.want(uuid)
+        elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self._started(uuid)
+            self.want(uuid)
+        elif event.event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+            self._started(uuid)
+            decision = self.decisions.of(uuid)
+            if decision is not None and decision.reason == Reason.MANAGED_SAVE.value:
+                self.want(uuid)  # the saved state is used up
+
+    def nodes_changed(self) -> None:
+        """Host devices came or went."""
+        if self._host_changed is None:
+            self._host_changed = asyncio.get_running_loop().call_later(HOST_SETTLES, self._look_at_waiting)
+
+    def networks_changed(self) -> None:
+        """A network was defined, started or stopped."""
+        self._pools.forget()
+        self.nodes_changed()
+
+    # What is looked at.
+
+    def sweep(self) -> None:
+        """Look at every domain."""
+        for uuid in sorted(self.known):
+            self.want(uuid, SOMETIME)
+
+    def want(self, uuid: str, priority: int = NOW) -> None:
+        """Look at a domain as soon as possible."""
+        if uuid in self._wanted and priority != NOW:
+            return
+        self._wanted.add(uuid)
+        known = self.known.get(uuid)
+        if uuid not in self._busy and (known is None or known.starting is None):
+            self._queue.put_nowait((priority, next(self._order), uuid))
+
+    async def run(self) -> None:
+        """Look at what is wanted, until cancelled."""
+        await asyncio.gather(*(self._worker() for _ in range(WORKERS)))
+
+    async def _worker(self) -> None:
+        while True:
+            _, _, uuid = await self._queue.get()
+            known = self.known.get(uuid)
+            if uuid not in self._wanted or uuid in self._busy or known is None or known.starting is not None:
+                continue
+            self._wanted.discard(uuid)
+            self._busy.add(uuid)
+            try:
+                await self._look(uuid, known)
+            finally:
+                self._busy.discard(uuid)
+                if uuid in self._wanted:
+                    self.want(uuid)
+
+    async def _look(self, uuid: str, known: Known) -> None:
+        if known.contention.remaining():
+            return  # what began the pause also set a timer for its end
+        try:
+            change = await self.place(known.domain, by="reconciler", may_define=known.contention.may_define)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                self._forget(uuid)
+            else:
+                self._failed(uuid, known, definition.failure(error).what)
+        except PcinumaError as error:
+            self._failed(uuid, known, error.sentence())
+        except Exception as error:  # a fault of ours, in one domain: the others go on
+            log.exception("looking at a domain failed", domain=known.domain.name())
+            self._failed(uuid, known, f"pcinumad failed ({type(error).__name__}: {error})")
+        else:
+            if change.changed:
+                known.contention.defined()
+            elif change.result.reason is Reason.CONTENDED:
+                asyncio.get_running_loop().call_later(known.contention.remaining() + 0.1, self.want, uuid)
+
+    def _failed(self, uuid: str, known: Known, message: str) -> None:
+        self.decisions.failed(uuid, known.domain.name(), message, self.settings.policy, by="reconciler")
+
+    def _look_at_waiting(self) -> None:
+        self._host_changed = None
+        for uuid, known in sorted(self.known.items()):
+            if known.absent:
+                self.want(uuid)
+
+    # One domain.
+
+    @asynccontextmanager
+    async def alone(self, uuid: str) -> AsyncIterator[None]:
+        """Nobody else in this process works on the domain meanwhile."""
+        lock = self._locks.get(uuid)
+        if lock is None:
+            lock = self._locks[uuid] = asyncio.Lock()
+        async with lock:
+            yield
+
+    def request(self, uuid: Optional[str]) -> Request:
+        """What the engine needs to know about a domain that is not in its XML."""
+        record = self.state.domains.get(uuid) if uuid else None
+        return Request(self._root, settings=self.settings, ran_with=record.ran_with if record else frozenset())
+
+    def allows(self, uuid: Optional[str], owner: Optional[Policy]) -> bool:
+        """Whether a domain may be placed without a person asking for it."""
+        return allowed(self.state, self.settings.adopt, uuid, owner)
+
+    def is_enabled(self, uuid: str) -> bool:
+        """Whether the domain is placed without a person asking for it, as far as its metadata is known."""
+        known = self.known.get(uuid)
+        return self.allows(uuid, known.owner if known else None)
+
+    async def place(
+        self,
+        domain: libvirt.virDomain,
+        *,
+        by: str,
+        force: bool = False,
+        replan: bool = False,
+        dry_run: bool = False,
+        may_define: Callable[[], bool] = lambda: True,
+    ) -> Change:
+        """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError."""
+        uuid = domain.UUIDString()
+        async with self.alone(uuid):
+            job = Job(
+                request=replace(self.request(uuid), replan=replan),
+                allows=lambda owner: force or self.allows(uuid, owner),
+                may_define=may_define,
+                dry_run=dry_run,
+            )
+            began = time.monotonic()
+            with self._resurrections.watching(uuid) as check_later:
+                change = await self._in_thread(definition.place, domain, job, self._pools)
+                if change.changed and not dry_run:
+                    check_later(lambda: self._undefine(domain, uuid, change.after))
+            if not dry_run:
+                self._record(uuid, change, by, began)
+            return change
+
+    async def revert(self, domain: libvirt.virDomain, *, dry_run: bool, by: str) -> Change:
+        """Take the placement out of a definition, alone with it. Raises libvirtError and PcinumaError."""
+        uuid = domain.UUIDString()
+        async with self.alone(uuid):
+            began = time.monotonic()
+            with self._resurrections.watching(uuid) as check_later:
+                change = await self._in_thread(lambda: definition.revert(domain, dry_run=dry_run))
+                if change.changed and not dry_run:
+                    check_later(lambda: self._undefine(domain, uuid, change.after))
+                    log.info("reverted", domain=change.name, by=by, duration_ms=round((time.monotonic() - began) * 1000, 1))
+            return change
+
+    async def _undefine(self, domain: libvirt.virDomain, uuid: str, defined: bytes) -> bool:
+        async with self.alone(uuid):
+            return await self._in_thread(definition.undefine, domain, defined)
+
+    def _record(self, uuid: str, change: Change, by: str, began: float) -> None:
+        known = self.known.get(uuid)
+        if known is not None:
+            known.owner = change.owner
+            known.absent = any(device.reason in _WAITING for device in change.result.devices)
+        policy = change.owner or self.settings.policy
+        self.decisions.record(uuid, change.name, change.result, policy, by=by, began=began, changed=change.changed)
+
+    def start_begins(self, uuid: str, *, refused: bool, look_again: bool, ran_with: frozenset[PciAddress]) -> None:
+        """The hook tells that a domain is about to start: leave it alone until it runs."""
+        record = self.state.domains.get(uuid)
+        if record is not None and record.ran_with != ran_with and not refused:
+            record.ran_with = ran_with
+            self._state_file.changed()
+        patience = REFUSAL_TAKES if refused else START_TAKES
+        loop = asyncio.get_running_loop()
+        known = self.known.get(uuid)
+        if known is None:  # a transient domain; if its start fails, no event will say so
+            loop.call_later(patience, self._forget_unless_known, uuid)
+            return
+        if known.starting is not None:
+            known.starting.cancel()
+        known.starting = loop.call_later(patience, self._started, uuid)
+        if look_again:
+            self.want(uuid)
+
+    def _started(self, uuid: str) -> None:
+        """The start is over, one way or the other: do what waited for it."""
+        known = self.known.get(uuid)
+        if known is not None and known.starting is not None:
+            known.starting.cancel()
+            known.starting = None
+            if uuid in self._wanted:
+                self.want(uuid)
+
+    def calm(self, uuid: str) -> None:
+        """A person took an interest in the domain: forget that it was contended."""
+        if uuid in self.known:
+            self.known[uuid].contention = Contention()
+
+    def _forget_unless_known(self, uuid: str) -> None:
+        if uuid not in self.known:
+            self.decisions.forget(uuid)
+
+    def _forget(self, uuid: str) -> None:
+        known = self.known.pop(uuid, None)
+        if known is not None and known.starting is not None:
+            known.starting.cancel()
+        self._wanted.discard(uuid)
+        self.decisions.forget(uuid)
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
+
+
+def _list(connection: libvirt.virConnect) -> dict[str, tuple[libvirt.virDomain, Optional[str]]]:
+    """Every domain by UUID, with its state. A domain that goes away meanwhile is left out."""
+    found: dict[str, tuple[libvirt.virDomain, Optional[str]]] = {}
+    for domain in connection.listAllDomains(0):
+        state: Optional[str] = "shut off"
+        if domain.ID() != -1:
+            try:
+                state = _STATES.get(domain.state()[0])
+            except libvirt.libvirtError:
+                continue
+        found[domain.UUIDString()] = (domain, state)
+    return found

@@ -1,0 +1,268 @@
+"""The methods of the interface io.pcinuma: what callers may ask, in terms of the reconciler, the link and the engine.
+
+The hook's request is answered in a thread of its own kind, so that neither a slow libvirt nor a slow sysfs file of another
+request makes a start wait. Requests that need libvirt fail with an error while there is no connection.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import Executor
+from dataclasses import replace
+from typing import Any, Awaitable, Callable, Mapping, Optional, TypeVar
+
+import libvirt
+
+from pcinuma import __version__, engine
+from pcinuma.daemon import boot, definition, hotplug
+from pcinuma.daemon.client import INTERFACE
+from pcinuma.daemon.decisions import now
+from pcinuma.daemon.definition import Change
+from pcinuma.daemon.link import Link
+from pcinuma.daemon.log import log
+from pcinuma.daemon.pools import Pools
+from pcinuma.daemon.reconciler import Reconciler
+from pcinuma.daemon.server import Handler, Parameters
+from pcinuma.daemon.standing import as_it_is, parse
+from pcinuma.daemon.state import StateFile
+from pcinuma.errors import UnusableInput
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import GroupBy, Policy
+
+T = TypeVar("T")
+Reply = Mapping[str, Any]
+
+
+class Service:
+    """Answers the calls. ``hooks`` runs what a hook waits for, ``executor`` what may ask libvirt."""
+
+    def __init__(
+        self, reconciler: Reconciler, link: Link, pools: Pools, state_file: StateFile, hooks: Executor, executor: Executor
+    ) -> None:
+        self._reconciler = reconciler
+        self._link = link
+        self._pools = pools
+        self._state_file = state_file
+        self._hooks = hooks
+        self._executor = executor
+        self._started = now()
+
+    def handlers(self) -> dict[str, Handler]:
+        """Every method by its full name."""
+        methods = {
+            "Hook": self.hook,
+            "Place": self.place,
+            "PlaceDomain": self.place_domain,
+            "PrepareStart": self.prepare_start,
+            "RevertDomain": self.revert_domain,
+            "Enable": self.enable,
+            "Disable": self.disable,
+            "AttachAddress": self.attach_address,
+            "Status": self.status,
+        }
+        return {f"{INTERFACE}.{name}": method for name, method in methods.items()}
+
+    async def hook(self, parameters: Parameters) -> Reply:
+        """See the interface. Never asks libvirt, never waits for what does."""
+        if (parameters["operation"], parameters["suboperation"]) != ("prepare", "begin"):
+            return {"exit": 0, "xml": None, "message": None}
+        began = time.monotonic()
+        xml = parameters["xml"].encode()
+        found = await _run(self._hooks, self._examine, xml)
+        reconciler, uuid, name = self._reconciler, found.domain.uuid, found.domain.name or parameters["domain"]
+        if uuid is not None:
+            reconciler.decisions.record(uuid, name, found.standing, found.policy, by="hook", began=began)
+            refused, wrong = found.refusal is not None, found.placed is not None
+            reconciler.start_begins(uuid, refused=refused, look_again=wrong, ran_with=found.ran_with)
+        placed = found.placed.decode() if found.placed is not None and found.refusal is None else None
+        return {"exit": 0 if found.refusal is None else 1, "xml": placed, "message": found.refusal}
+
+    def _examine(self, xml: bytes) -> boot.Boot:
+        reconciler = self._reconciler
+        pools = self._pools.known(xml)
+        return boot.examine(
+            xml,
+            request_for=lambda uuid: replace(reconciler.request(uuid), pools=pools),
+            allows=reconciler.allows,
+            is_persistent=lambda uuid: uuid in reconciler.known,
+        )
+
+    async def place(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        xml = parameters["xml"].encode()
+        policy = _choice(Policy, "policy", parameters.get("policy"))
+        group_by = _choice(GroupBy, "group_by", parameters.get("group_by"))
+        caller = parameters["caller"]
+        began = time.monotonic()
+
+        def work() -> tuple[engine.Result, Optional[str], str]:
+            domain = parse(xml)
+            pools = self._pools.known(xml)
+            if caller != "hook" and self._link.ready:
+                pools = self._pools.resolve(self._link.connection(), xml)
+            request = replace(self._reconciler.request(domain.uuid), policy=policy, group_by=group_by, pools=pools)
+            result = engine.place(xml, request)
+            # Who passes XML through on somebody's way to libvirt places what the daemon would place, and no more.
+            if caller in ("proxy", "hook") and policy is None and not self._reconciler.allows(domain.uuid, domain.policy):
+                result = as_it_is(domain, xml, result, Reason.NOT_ENABLED, f"pcinuma enable {domain.name}")
+                result = replace(result, refused=False)
+            return result, domain.uuid, domain.name
+
+        result, uuid, name = await _run(self._hooks if caller == "hook" else self._executor, work)
+        log.info(
+            "placed an XML",
+            domain=name,
+            uuid=uuid,
+            outcome=result.outcome.value,
+            reason=result.reason.value if result.reason else None,
+            by=caller,
+            duration_ms=round((time.monotonic() - began) * 1000, 1),
+        )
+        placed = xml if result.refused else result.xml
+        return {"xml": placed.decode(), "report": result.report(), "refused": result.refused}
+
+    async def place_domain(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        domain = await self._domain(parameters["domain"])
+        force, dry_run = bool(parameters.get("force")), bool(parameters.get("dry_run"))
+        if force and not dry_run:
+            self._reconciler.calm(domain.UUIDString())
+        change = await self._asking(
+            domain,
+            self._reconciler.place(domain, by="command", force=force, replan=bool(parameters.get("replan")), dry_run=dry_run),
+        )
+        return {**_texts(change), "report": change.result.report()}
+
+    async def prepare_start(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        uuid = parameters["domain_uuid"]
+        known = self._reconciler.known.get(uuid)
+        if known is not None and known.state not in (None, "shut off", "crashed"):
+            result = engine.Result(Outcome.UNCHANGED, Reason.RUNNING, "the guest is running already", None, (), b"")
+            return {"changed": False, "report": result.report()}
+        domain = await self._domain(uuid)
+        change = await self._asking(domain, self._reconciler.place(domain, by="proxy"))
+        return {"changed": change.changed, "report": change.result.report()}
+
+    async def revert_domain(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        domain = await self._domain(parameters["domain"])
+        dry_run = bool(parameters.get("dry_run"))
+        if not dry_run:
+            await self._keep(domain.UUIDString(), enabled=False)
+        change = await self._asking(domain, self._reconciler.revert(domain, dry_run=dry_run, by="command"))
+        return _texts(change)
+
+    async def enable(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        domain = await self._domain(parameters["domain"])
+        uuid = domain.UUIDString()
+        news = await self._keep(uuid, enabled=True)
+        self._reconciler.calm(uuid)
+        change = await self._asking(domain, self._reconciler.place(domain, by="command"))
+        return {"changed": news or change.changed, "report": change.result.report()}
+
+    async def disable(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        domain = await self._domain(parameters["domain"])
+        uuid = domain.UUIDString()
+        changed = await self._keep(uuid, enabled=False)
+        if parameters.get("revert"):
+            change = await self._asking(domain, self._reconciler.revert(domain, dry_run=False, by="command"))
+            changed = changed or change.changed
+        self._reconciler.want(uuid)
+        return {"changed": changed}
+
+    async def attach_address(self, parameters: Parameters) -> Reply:
+        """See the interface."""
+        domain = await self._domain(parameters["domain_uuid"])
+        device_xml = parameters["device_xml"]
+        uuid = domain.UUIDString()
+
+        def work() -> hotplug.Seated:
+            live = domain.XMLDesc(0).encode()
+            if not self._reconciler.allows(uuid, parse(live).policy):
+                return hotplug.Seated(device_xml, False, Reason.NOT_ENABLED.sentence)
+            pools = self._pools.resolve(self._link.connection(), b"<domain><devices>%b</devices></domain>" % device_xml.encode())
+            pools.update(self._pools.resolve(self._link.connection(), live))
+            return hotplug.seat(live, device_xml, replace(self._reconciler.request(uuid), pools=pools))
+
+        async with self._reconciler.alone(uuid):
+            seated = await self._asking(domain, _run(self._executor, work))
+        log.info("device to be plugged in", domain=domain.name(), changed=seated.changed, message=seated.message)
+        return seated._asdict()
+
+    async def status(self, parameters: Parameters) -> Reply:
+        """See the interface. Asks nobody."""
+        link, reconciler = self._link, self._reconciler
+        domains = []
+        for uuid in reconciler.known if link.ready else reconciler.state.domains:
+            known, record = reconciler.known.get(uuid), reconciler.state.domains.get(uuid)
+            decision = record.decision if record else None
+            domains.append(
+                {
+                    "name": record.name if record else known.domain.name() if known else uuid,
+                    "uuid": uuid,
+                    "state": known.state if known else None,
+                    "policy": decision.policy if decision else None,
+                    "enabled": reconciler.is_enabled(uuid),
+                    "outcome": decision.outcome if decision else None,
+                    "reason": decision.reason if decision else None,
+                    "message": decision.message if decision else None,
+                    "devices": decision.devices if decision else 0,
+                    "placed": decision.placed if decision else 0,
+                    "when": decision.when if decision else None,
+                    "by": decision.by if decision else None,
+                }
+            )
+        return {
+            "version": __version__,
+            "libvirt": {
+                "connected": link.ready,
+                "uri": link.uri,
+                "version": link.version,
+                "since": link.since if link.ready else None,
+                "message": link.message,
+            },
+            "started": self._started,
+            "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
+        }
+
+    async def _domain(self, name: str) -> libvirt.virDomain:
+        known = self._reconciler.known.get(name)
+        if known is not None:
+            return known.domain
+        return await _run(self._executor, definition.look_up, self._link.connection(), name)
+
+    async def _asking(self, domain: libvirt.virDomain, work: Awaitable[T]) -> T:
+        try:
+            return await work
+        except libvirt.libvirtError as error:
+            raise definition.failure(error, domain.name()) from None
+
+    async def _keep(self, uuid: str, *, enabled: bool) -> bool:
+        """Put a person's decision on the disk before anything follows from it; return whether it is a new one."""
+        state = self._reconciler.state
+        into, out_of = (state.enabled, state.disabled) if enabled else (state.disabled, state.enabled)
+        news = uuid not in into or uuid in out_of
+        into.add(uuid)
+        out_of.discard(uuid)
+        if news and not await self._state_file.written():
+            log.error("kept in memory only: whether a domain is enabled", uuid=uuid, enabled=enabled)
+        return news
+
+
+async def _run(executor: Executor, function: Callable[..., T], *arguments: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(executor, function, *arguments)
+
+
+def _choice(kind: Callable[[str], T], name: str, text: Optional[str]) -> Optional[T]:
+    try:
+        return None if text is None else kind(text)
+    except ValueError:
+        raise UnusableInput(f"{text!r} is no {name}") from None
+
+
+def _texts(change: Change) -> dict[str, Any]:
+    return {"changed": change.changed, "xml": change.after.decode(), "before": change.before.decode()}

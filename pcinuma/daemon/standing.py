@@ -1,0 +1,75 @@
+"""What an XML *is*, as opposed to what it should become: which of its devices already sit where the engine would put them.
+
+libvirt boots the XML as it is (it ignores what a hook prints at prepare), and some definitions may not be changed. Their report
+must not count a device as placed because it *would* be: a device stands if it keeps its address, and every controller above it
+its model, address, bus number and cell, when the engine's answer is applied.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.domain.model import Domain, OccupantKind
+from pcinuma.domain.read import read_domain
+from pcinuma.domain.xml import Document
+from pcinuma.engine import Result
+from pcinuma.placement.reason import Outcome, Reason
+
+
+def parse(xml: bytes) -> Domain:
+    """What a domain XML says. Raises UnusableInput."""
+    return read_domain(Document(xml))[0]
+
+
+def as_it_is(domain: Domain, xml: bytes, wished: Result, reason: Reason, hint: Optional[str] = None) -> Result:
+    """The result of leaving ``xml`` (which says ``domain``) alone for ``reason``, where the engine would have made ``wished`` of it."""
+    message = f"{reason.sentence}; {hint}" if hint else reason.sentence
+    return replace(with_standing(domain, xml, wished), outcome=Outcome.UNCHANGED, reason=reason, message=message)
+
+
+def with_standing(domain: Domain, xml: bytes, wished: Result) -> Result:
+    """``wished`` with the devices and the XML as they are."""
+    if wished.xml == xml:
+        return wished
+    after = parse(wished.xml)
+    addresses = {device.source: device.address for device in domain.devices}
+    targets = {device.source: device.address for device in after.devices}
+    devices = []
+    for device in wished.devices:
+        address = addresses.get(device.source)
+        stands = device.placed and address == targets.get(device.source) and same_way(domain, after, address)
+        devices.append(replace(device, placed=stands, guest_address=str(address) if address else None))
+    return replace(wished, devices=tuple(devices), xml=xml)
+
+
+def all_stand(wished: Result, standing: Result) -> bool:
+    """Whether every device that ``wished`` places is placed in the XML as it is."""
+    return all(now.placed for then, now in zip(wished.devices, standing.devices) if then.placed)
+
+
+def same_way(before: Domain, after: Domain, address: Optional[PciAddress]) -> bool:
+    """Whether the controllers from ``address`` up to the root are the same in both."""
+    for _ in range(len(before.controllers) + 1):
+        if address is None:
+            return False
+        if address.bus == 0:
+            return True
+        old, new = before.controllers.get(address.bus), after.controllers.get(address.bus)
+        if old is None or new is None:
+            return False
+        if (old.model, old.address, old.bus_nr, old.node) != (new.model, new.address, new.bus_nr, new.node):
+            return False
+        address = old.address
+    return False
+
+
+def strangers(domain: Domain) -> frozenset[PciAddress]:
+    """The guest addresses of devices that are not passed through and sit on a controller that pcinuma added."""
+    if domain.placement is None:
+        return frozenset()
+    ours = domain.placement.controllers
+    return frozenset(
+        occupant.address for occupant in domain.occupants if occupant.kind is OccupantKind.OTHER and occupant.address.bus in ours
+    )
