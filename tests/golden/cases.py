@@ -200,6 +200,8 @@ CASES = [
           "0000:3b:01.1": 0}, expanders=4),
     Case("vmd", "vmd", two_cells().hostdev("10000:01:00.0").hostdev("10000:02:00.0").hostdev("10001:01:00.0").hostdev("0001:17:00.0").raw(),
          {"10000:01:00.0": 0, "10000:02:00.0": 0, "10001:01:00.0": 1, "0001:17:00.0": 1}, expanders=3),
+    Case("platform", "platform", two_cells().interface("0002:01:00.0").hostdev("0009:01:00.0").raw(), {"0002:01:00.0": 0, "0009:01:00.0": 1},
+         expanders=2),
     Case("unassigned", "two-sockets", two_cells().hostdev("17:00.0").hostdev("b3:00.0", "unassigned").formatted(),
          {"0000:17:00.0": 0, "0000:b3:00.0": "unassigned"}, expanders=1),
     Case("keep", "two-sockets", _pair(two_cells().keep("0000:b3:00.0")).formatted(), {"0000:17:00.0": 0, "0000:b3:00.0": "kept"},

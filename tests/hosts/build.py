@@ -171,6 +171,7 @@ class RootComplex:
     node: Odd
     behind: Optional[Function] = None
     functions: list[Function] = field(default_factory=list)
+    below: str = ""
 
     def port(self, address: str, *, node: Odd = INHERIT) -> Function:
         """A root port."""
@@ -193,7 +194,7 @@ class RootComplex:
 
     @property
     def path(self) -> str:
-        return f"{self.behind.path}/{self.name}" if self.behind else f"devices/{self.name}"
+        return f"{self.behind.path}/{self.name}" if self.behind else f"devices/{self.below}{self.name}"
 
     def own_node(self) -> Odd:
         return self.behind.own_node() if self.behind and self.node is INHERIT else self.node
@@ -224,9 +225,9 @@ class Host:
         self.nodes[number] = Node(number, cpus, distance, memory_kib)
         return self
 
-    def rc(self, name: str, node: Odd = -1) -> RootComplex:
-        """A root complex such as ``pci0000:16``."""
-        root = RootComplex(self, name, node)
+    def rc(self, name: str, node: Odd = -1, below: str = "") -> RootComplex:
+        """A root complex such as ``pci0000:16``; ``below``: as ``platform/soc/``, where it is not directly in ``devices``."""
+        root = RootComplex(self, name, node, below=below)
         self.roots.append(root)
         return root
 

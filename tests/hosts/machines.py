@@ -177,6 +177,14 @@ def device_node_without_cpus() -> Host:
     return host
 
 
+def platform() -> Host:
+    """An Arm server: root complexes below platform devices, each in a PCI domain of its own; NIC 0002:01:00.0, GPU 0009:01:00.0."""
+    host = Host().node(0, "0-63").node(1, "64-127")
+    host.rc("pci0002:00", node=0, below="platform/LNRO0001:00/").port("00:01.0").device("01:00.0", NIC)
+    host.rc("pci0009:00", node=1, below="platform/LNRO0001:07/").port("00:01.0").device("01:00.0", GPU)
+    return host
+
+
 def crowd(devices: int = 40, roots: int = 1, nodes: int = 1) -> Host:
     """Many NVMe drives: ``devices`` of them on each of ``roots`` root complexes on each of ``nodes`` nodes, root r in PCI
     domain r with its drives at 000r:01:00.0 and up."""
@@ -207,6 +215,7 @@ MACHINES: dict[str, Callable[[], Host]] = {
         vmd,
         mediated,
         device_node_without_cpus,
+        platform,
         crowd,
     )
 }
