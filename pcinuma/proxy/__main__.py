@@ -82,25 +82,37 @@ def passed_listeners(upstreams: tuple[Path, ...]) -> list[Listener]:
 
 def listen(path: Path, upstreams: tuple[Path, ...]) -> Listener:
     """Listen on ``path``, with the mode, owner and group of libvirt's own socket, so that the same users reach it."""
-    sock = socket(AF_UNIX, SOCK_STREAM)
-    listener = Listener(sock, upstreams)
-    before = os.umask(0o177)
+    listener = Listener(socket(AF_UNIX, SOCK_STREAM), upstreams)
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        if path.is_socket():
-            path.unlink()
-        sock.bind(str(path))
+        _remove_stale(path)
+        before = os.umask(0o177)
+        try:
+            listener.socket.bind(str(path))
+        finally:
+            os.umask(before)
         model = listener.upstream()
         if model.exists():
             look = model.stat()
             os.chown(path, look.st_uid, look.st_gid)
             path.chmod(stat.S_IMODE(look.st_mode))
-        sock.listen(128)
+        listener.socket.listen(128)
     except OSError as error:
         raise UnusableInput(f"cannot listen: {error.strerror}", subject=str(path)) from error
-    finally:
-        os.umask(before)
     return listener
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that nobody listens on any more."""
+    if not path.is_socket():
+        return
+    with socket(AF_UNIX, SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise UnusableInput("somebody listens there already", subject=str(path))
 
 
 if __name__ == "__main__":

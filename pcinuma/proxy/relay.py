@@ -32,7 +32,7 @@ from pcinuma.proxy.lane import CHUNK, Lane
 from pcinuma.proxy.questions import Answer, ParentGone, Question, QuestionPipe, Topic
 from pcinuma.proxy.wire import Framing, Header, Kind, WireError
 
-LINGER = 10.0
+LINGER = 2.0
 _Call = Union[calls.Start, calls.Create, calls.Attach]
 
 

@@ -26,6 +26,8 @@ KEEPALIVE_PROGRAM = 0x6B656570
 VERSION = 1
 
 HEADER_SIZE = 28
+MESSAGE_MAX = 32 * 1024 * 1024 + 4
+"""VIR_NET_MESSAGE_MAX and the length word, which it does not count."""
 STRING_MAX = 4 * 1024 * 1024
 """REMOTE_STRING_MAX: a longer string is no valid argument of any call."""
 DESCRIPTORS_MAX = 32
@@ -140,10 +142,13 @@ class Framing:
                 position += rest
                 self._rest = rest = 0
             if size - position < HEADER_SIZE:
+                if size - position >= 4 and not HEADER_SIZE <= read_word(data, position) <= MESSAGE_MAX:
+                    self.blind = True  # libvirt hangs up on such a length without waiting for more
+                    return size, None
                 return position, None
             words = _HEADER.unpack_from(data, position)
             length, _program, _version, procedure, kind, _serial, status = words
-            if length < HEADER_SIZE or kind > Kind.STREAM_HOLE or status > 2:
+            if not HEADER_SIZE <= length <= MESSAGE_MAX or kind > Kind.STREAM_HOLE or status > 2:
                 self.blind = True
                 return size, None
             rest = length

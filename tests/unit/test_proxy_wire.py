@@ -192,6 +192,12 @@ def test_what_is_no_message_of_the_protocol_makes_it_blind(broken: bytes) -> Non
     assert framing.blind
 
 
+def test_a_length_that_libvirt_hangs_up_on_is_passed_on_at_once() -> None:
+    framing = interest()
+    assert framing.scan(b"GET / HTTP/1.1") == (14, None)
+    assert framing.blind
+
+
 def test_after_sasl_an_encrypted_stream_is_left_alone() -> None:
     framing = interest()
     authentication = message(66) + message(67) + message(68, string(b"SCRAM") + b"\0\0\0\0" * 2)
