@@ -494,7 +494,8 @@ libvirt_answers() {
 
 step_proxy_off() {
     [ -x /usr/bin/pcinuma ] || return 0
-    compgen -G '/etc/systemd/system/*/*pcinuma*' >/dev/null || return 0
+    # It is there by drop-ins only: of libvirt's units, or of ours.
+    compgen -G '/etc/systemd/system/*.d/*pcinuma*' >/dev/null || compgen -G '/etc/systemd/system/pcinuma*.d/*' >/dev/null || return 0
     STEP="taking the proxy off libvirt's socket"
     if quietly /usr/bin/pcinuma proxy disable; then
         did "proxy disabled"
