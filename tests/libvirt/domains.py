@@ -66,7 +66,7 @@ def guest(
     return f"""<domain type='qemu'>
   <name>{name}</name>
   {f"<uuid>{uuid}</uuid>" if uuid else ""}
-  <metadata>{owner}{metadata}</metadata>
+  {f"<metadata>{owner}{metadata}</metadata>" if owner or metadata else ""}
   <memory unit='MiB'>128</memory>
   <vcpu>2</vcpu>
   {"<cputune><vcpupin vcpu='0' cpuset='0'/><vcpupin vcpu='1' cpuset='1'/></cputune>" if pinned else ""}

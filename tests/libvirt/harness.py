@@ -189,6 +189,7 @@ class PrivateLibvirt:
         if not ready.exists():
             raise HarnessError(f"the namespaces could not be made: {(self.base / 'namespace.log').read_text()}")
         (self._init,) = psutil.Process(namespace.pid).children()
+        self._namespace_id = os.readlink(f"/proc/{self._init.pid}/ns/pid")
 
     # Processes inside.
 
@@ -250,12 +251,15 @@ class PrivateLibvirt:
         if self._init is None:
             return []
         found = []
-        for process in self._init.children(recursive=True) if self._init.is_running() else []:
+        for process in psutil.process_iter():
             try:
+                # What nsenter started has its parent outside: the namespace tells, not the tree.
+                if process.pid == self._init.pid or os.readlink(f"/proc/{process.pid}/ns/pid") != self._namespace_id:
+                    continue
                 if name is None or name in (process.name(), Path((process.cmdline() or [""])[0]).name):
                     found.append(process)
-            except (psutil.NoSuchProcess, psutil.ZombieProcess):
-                continue
+            except (OSError, psutil.NoSuchProcess, psutil.ZombieProcess):
+                continue  # gone, or ended and not reaped
         return found
 
     # libvirt.

@@ -41,8 +41,13 @@ class RunningDaemon:
         before = {process.pid for process in self._found()}
         self.host.path("/run/pcinuma").mkdir(exist_ok=True)
         with self._log.open("ab") as log:
-            self.host.popen([self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
-        (self.process,) = until(lambda: [p for p in self._found() if p.pid not in before], "pcinumad to start")
+            entered = self.host.popen([self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
+        new = until(
+            lambda: [p for p in self._found() if p.pid not in before] or entered.poll() is not None, "pcinumad to start"
+        )
+        if not isinstance(new, list):
+            raise HarnessError(f"pcinumad ended at once; its log: {self.log()}")
+        (self.process,) = new
         try:
             until(lambda: self._answers(connected), "pcinumad to answer", 30)
         except HarnessError as error:
