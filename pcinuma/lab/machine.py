@@ -21,7 +21,7 @@ from typing import Optional
 from pcinuma.lab import LabError, initramfs
 from pcinuma.lab.kernel import Kernel
 
-CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr"
+CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr pcie_ports=compat"
 _OVMF = (
     ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
     ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),

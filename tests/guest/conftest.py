@@ -1,0 +1,23 @@
+"""Real guests: a domain is placed on a built host, booted with emulated endpoints, and judged by what its kernel prints.
+
+The kernel package is fetched once into ``PCINUMA_LAB_CACHE`` (default ``/var/cache/pcinuma/lab``).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from pcinuma.lab import LabError, kernel, machine
+
+
+@pytest.fixture(scope="session")
+def lab_kernel() -> kernel.Kernel:
+    try:
+        machine.binary()
+        machine.ovmf()
+        return kernel.fetch(Path(os.environ.get("PCINUMA_LAB_CACHE", kernel.DEFAULT_CACHE)))
+    except LabError as error:
+        pytest.skip(str(error))

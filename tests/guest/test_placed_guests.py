@@ -1,0 +1,78 @@
+"""The promise, judged by the guest's own kernel: every device of a placed domain is where the host has it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pcinuma.lab.kernel import Kernel
+from pcinuma.settings import GroupBy
+from tests.guest.boots import boot, placed
+from tests.guest.handmade import plain
+from tests.hosts.machines import MACHINES
+
+SWITCH, ROOT_COMPLEX, NODE = GroupBy.SWITCH, GroupBy.ROOT_COMPLEX, GroupBy.NODE
+STRAIGHT = {0: 0, 1: 1}
+SWAPPED = {0: 1, 1: 0}
+TWO_SOCKETS = ["0000:17:00.0", "0000:18:00.0", "0000:19:00.0", "0000:b3:00.0", "0000:b4:00.0", "0000:b5:00.0"]
+EIGHT_GPUS = [f"0000:{0x20 + 0x30 * switch + offset:02x}:00.0" for switch in range(4) for offset in (4, 5, 6, 7)]
+CASCADE = ["0000:24:00.0", "0000:25:00.0", "0000:28:00.0", "0000:2a:00.0", "0000:2c:00.0"]
+FOUR_NODES = [f"0000:{0x40 + 0x20 * node + offset:02x}:00.0" for node in range(4) for offset in (0, 1)]
+VFS = [f"0000:{bus}:01.{function}" for bus in ("3b", "d8") for function in range(4)]
+CARDS = [("0000:17:00.0", "0000:17:00.1", "0000:17:00.2", "0000:17:00.3"), ("0000:65:00.0", "0000:65:00.1")]
+
+CASES = [
+    ("two-sockets", TWO_SOCKETS, STRAIGHT, NODE, "seabios"),
+    ("two-sockets", TWO_SOCKETS, SWAPPED, ROOT_COMPLEX, "seabios"),
+    ("four-nodes", FOUR_NODES, {node: node for node in range(4)}, ROOT_COMPLEX, "seabios"),
+    ("two-root-complexes", ["0000:17:00.0", "0000:18:00.0", "0000:4b:00.0", "0000:b3:00.0"], STRAIGHT, ROOT_COMPLEX, "seabios"),
+    ("cascaded-switches", CASCADE, STRAIGHT, SWITCH, "seabios"),
+    ("cascaded-switches", CASCADE, STRAIGHT, SWITCH, "ovmf"),
+    ("sriov", VFS, STRAIGHT, ROOT_COMPLEX, "seabios"),
+    ("multifunction-gpu", CARDS, STRAIGHT, ROOT_COMPLEX, "seabios"),
+    ("multifunction-gpu", CARDS, STRAIGHT, ROOT_COMPLEX, "ovmf"),
+    ("local-cpulist", ["0000:17:00.0", "0000:18:00.0", "0000:b3:00.0", "0000:b4:00.0"], STRAIGHT, ROOT_COMPLEX, "seabios"),
+    *[("eight-gpus", EIGHT_GPUS, STRAIGHT, mode, firmware) for mode in GroupBy for firmware in ("seabios", "ovmf")],
+]
+
+
+@pytest.mark.parametrize(
+    ("machine", "sources", "cells", "group_by", "firmware"),
+    CASES,
+    ids=[f"{case[0]}-{case[3].value}-{case[4]}{'-swapped' if case[2] == SWAPPED else ''}" for case in CASES],
+)
+def test_the_guest_sees_its_devices_where_the_host_has_them(
+    machine: str, sources: list[str], cells: dict[int, int], group_by: GroupBy, firmware: str, lab_kernel: Kernel, tmp_path: Path
+) -> None:
+    root = MACHINES[machine]().write(tmp_path / "host")
+    result = placed(plain(sources, cells), root, group_by)
+    assert result.group_by is group_by
+    booted = boot(result.xml, root, lab_kernel, tmp_path, firmware=firmware)
+    assert len(booted.layout.passthrough) == len(result.devices)
+    assert booted.judge(cells, group_by) == []
+
+
+def test_a_domain_that_libvirt_has_not_formatted_is_right_too(lab_kernel: Kernel, tmp_path: Path) -> None:
+    root = MACHINES["two-sockets"]().write(tmp_path / "host")
+    result = placed(plain(TWO_SOCKETS, STRAIGHT, addresses=False), root, ROOT_COMPLEX)
+    assert boot(result.xml, root, lab_kernel, tmp_path).judge(STRAIGHT, ROOT_COMPLEX) == []
+
+
+@pytest.mark.parametrize("firmware", ["seabios", "ovmf"])
+def test_gpus_with_16_gib_of_memory_are_all_there(firmware: str, lab_kernel: Kernel, tmp_path: Path) -> None:
+    root = MACHINES["eight-gpus"]().write(tmp_path / "host")
+    gpus = [source for source in EIGHT_GPUS if source[6] in "45"]
+    result = placed(plain(gpus, STRAIGHT), root, ROOT_COMPLEX)
+    booted = boot(result.xml, root, lab_kernel, tmp_path, firmware=firmware, gpu_bar_mib=16384)
+    assert booted.judge(STRAIGHT, ROOT_COMPLEX) == []
+
+
+def test_the_same_devices_unplaced_have_no_node(lab_kernel: Kernel, tmp_path: Path) -> None:
+    """What a guest sees without pcinuma; and the judge says so of every device."""
+    root = MACHINES["two-sockets"]().write(tmp_path / "host")
+    booted = boot(plain(TWO_SOCKETS, STRAIGHT), root, lab_kernel, tmp_path)
+    findings = booted.judge(STRAIGHT, NODE)
+    assert [str(finding) for finding in findings if "numa_node is -1" in finding.what] == [
+        f"{source}: numa_node is -1 in the guest and must be {cell}" for source, cell in zip(TWO_SOCKETS, (0, 0, 0, 1, 1, 1))
+    ]
