@@ -42,7 +42,7 @@ class Decisions:
             now(),
             by,
         )
-        if result.reason is Reason.ALREADY_PLACED:
+        if result.reason is Reason.ALREADY_PLACED and by == "reconciler":
             decision = self._still_placed(uuid, decision)
         news = self._keep(uuid, name, decision) or changed
         (log.info if news else log.debug)(
@@ -70,10 +70,15 @@ class Decisions:
             self._state_file.changed()
 
     def _still_placed(self, uuid: str, decision: Decision) -> Decision:
+        """The reconciler looked again, most often because of its own definition: what was decided before stands."""
         old = self.of(uuid)
-        if old is None or old.outcome != Outcome.PLACED.value or old.placed != decision.placed:
+        if old is None or old.placed != decision.placed:
             return decision
-        return replace(old, reason=None, message=None, devices=decision.devices, policy=decision.policy)
+        if old.outcome != Outcome.PLACED.value and old.reason != Reason.ALREADY_PLACED.value:
+            return decision
+        running = old.reason == Reason.RUNNING.value
+        old = replace(old, reason=None, message=None) if running else old
+        return replace(old, devices=decision.devices, policy=decision.policy)
 
     def _keep(self, uuid: str, name: str, decision: Decision) -> bool:
         """Keep the decision; return whether it says anything new."""
