@@ -66,6 +66,10 @@ def main(argv: Optional[list[str]] = None) -> int:
         # The reader of the pipe left (`pcinuma topology | head`). Python would complain again when it closes stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_NEGATIVE
+    except OSError as error:
+        # A file that nobody thought could be refused (a full disk, a configuration that only root may read): a line, no traceback.
+        print(f"pcinuma: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return EXIT_NEGATIVE
 
 
 def _run(words: list[str]) -> int:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def _outcome(definition: Definition, screen: Screen, dry_run: bool) -> str:
     report = definition.report or {}
     if dry_run:
-        return f"would change: {verdict(definition)}" if definition.changed else verdict(definition)
+        return verdict(definition)
     if report["outcome"] == "fallback":
         return screen.paint("not placed", "red") + f": {why(report)}"
     if not definition.changed:

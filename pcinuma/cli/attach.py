@@ -79,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen.of()
     for item in done:
         where = "attached to the running guest" if item["where"] == "live" else "in the definition"
-        at = f", {cell(item['guest_cell'])}" + (f" at {item['guest_address']}" if item["guest_address"] else "")
+        place = "on the default root" if item["guest_cell"] is None else f"under {cell(item['guest_cell'])}"
+        at = f" {place} at {item['guest_address']}" if item["guest_address"] else ""
         note = f"; {screen.paint(item['message'], 'yellow')}" if item["message"] else ""
         print(f"{name}: {args.device} {where}{at}{note}")
     return EXIT_DONE

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
         progress.step("libvirt and QEMU")
         findings += hypervisor.check()
         progress.step("the hook")
-        findings += hook.check(host_root())
+        findings += hook.check()
         progress.step("the daemon")
         findings += daemon.check()
         progress.step("the domains")

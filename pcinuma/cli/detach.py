@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
         definition = element_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).encode(), source) if config else None
         running = element_of(domain.XMLDesc(0).encode(), source) if live else None
         if (args.config and definition is None) or (args.live and running is None) or (definition is None and running is None):
-            where = "definition" if args.config and definition is None else "running guest" if args.live else "domain"
-            raise LibvirtError(f"{name}'s {where} has no such device", subject=args.device, hint=f"`pcinuma explain {name}` lists them")
+            where = "'s definition" if args.config and definition is None else ", as it runs," if args.live else ""
+            raise LibvirtError(f"{name}{where} has no such device", subject=args.device, hint=f"`pcinuma explain {name}` lists them")
         if definition is not None:
             domain.detachDeviceFlags(definition.decode(), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
             done.append({"where": "config", "detached": True})

@@ -36,7 +36,7 @@ nvidia-smi topo: PIX under one switch, PXB under several, PHB under one root com
 _SHOWN_PAIRS = 8
 _OUTCOMES = {
     Outcome.PLACED: "pcinuma would change the definition to this",
-    Outcome.UNCHANGED: "the definition is as it should be",
+    Outcome.UNCHANGED: "the definition stays as it is",
     Outcome.FALLBACK: "not placed",
 }
 

@@ -82,7 +82,7 @@ def verdict(plan: Definition) -> str:
         return f"stays as it is: {why(report)}" if why(report) else "stays as it is"
     if report["outcome"] == "fallback":
         return f"back to the default layout: {why(report)}"
-    return f"{placed_of(report)} placed, grouped by {report['group_by']}" + (f" ({why(report)})" if why(report) else "")
+    return f"{placed_of(report)} would be placed, grouped by {report['group_by']}" + (f" ({why(report)})" if why(report) else "")
 
 
 def _summary(plans: list[Definition], screen: Screen) -> list[str]:

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from lxml import etree
 
+from pcinuma.cli.backend import daemon_is_down
 from pcinuma.cli.connect import connection, find_domain, libvirt_module
+from pcinuma.cli.words import placed_of, why
+from pcinuma.daemon import client
 from pcinuma.domain.metadata import NAMESPACE
-from pcinuma.errors import EXIT_DONE, LibvirtError
+from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError
 from pcinuma.settings import GroupBy, Policy
 
 NAME = "policy"
@@ -58,12 +61,27 @@ def run(args: argparse.Namespace) -> int:
             text: Optional[str] = etree.tostring(element).decode() if len(element) or element.attrib else None
             kind, where = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
             domain.setMetadata(kind, text, "pcinuma", NAMESPACE, where)
-    shown = {"domain": name, "policy": element.get("policy"), "group_by": element.get("group-by"), "changed": bool(changes)}
+    report = _placed_now(name) if changes else None
+    shown = {"domain": name, "policy": element.get("policy"), "group_by": element.get("group-by"), "report": report}
     if args.json:
         print(json.dumps(shown, indent=2))
-    else:
-        print(f"{name}: policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}")
+        return EXIT_DONE
+    print(f"{name}: policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}")
+    if report is not None:
+        outcome = f"{placed_of(report)} placed" if report["outcome"] == "placed" else why(report)
+        print(f"{name}: {outcome}")
     return EXIT_DONE
+
+
+def _placed_now(name: str) -> Optional[Mapping[str, Any]]:
+    """What the daemon makes of the new wish: a change of metadata is no event that it would look at a domain for. None without it."""
+    try:
+        report: Mapping[str, Any] = client.call("PlaceDomain", {"domain": name}, timeout=120)["report"]
+    except DaemonError as error:
+        if not daemon_is_down(error):
+            raise
+        return None
+    return report
 
 
 def _element(domain: Any, libvirt: Any) -> etree._Element:
@@ -73,5 +91,5 @@ def _element(domain: Any, libvirt: Any) -> etree._Element:
     except libvirt.libvirtError as error:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
             raise
-        text = f"<pcinuma xmlns='{NAMESPACE}'/>"
+        text = "<pcinuma/>"  # libvirt gives it the namespace that goes with the key
     return etree.fromstring(text)

@@ -18,6 +18,7 @@ _COLOURS = {
     "bold": "1", "dim": "2", "red": "31", "green": "32", "yellow": "33", "blue": "34", "magenta": "35", "cyan": "36",
 }  # fmt: skip
 _MARKS = {"arrow": ("→", "->"), "dot": ("·", "-"), "dots": ("…", "..."), "leader": ("┄", ".")}
+_LEGIBLE = 20  # columns; what is narrower is better left to the terminal to wrap
 PALETTE = ("cyan", "magenta", "yellow", "green", "blue", "red")
 """Colours for things that are told apart by number, such as NUMA nodes."""
 
@@ -44,11 +45,11 @@ class Line:
 
 @dataclass(frozen=True)
 class Screen:
-    """What the output can show."""
+    """What the output can show. ``width``: columns of a terminal; None for a file or a pipe, which take lines of any length."""
 
     colour: bool = False
     unicode: bool = False
-    width: int = 160
+    width: Optional[int] = None
 
     @classmethod
     def of(cls, stream: Optional[TextIO] = None, environment: Optional[Mapping[str, str]] = None) -> Screen:
@@ -57,7 +58,7 @@ class Screen:
         environment = os.environ if environment is None else environment
         terminal = stream.isatty()
         colour = terminal and not environment.get("NO_COLOR") and environment.get("TERM", "dumb") != "dumb"
-        columns = shutil.get_terminal_size((160, 24)).columns if terminal else 160
+        columns = shutil.get_terminal_size((160, 24)).columns if terminal else None
         return cls(colour, locale_is_utf8(environment), columns)
 
     def paint(self, text: str, *colours: str) -> str:
@@ -69,20 +70,21 @@ class Screen:
         """A sign by its name: arrow, dot, dots, leader."""
         return _MARKS[name][0 if self.unicode else 1]
 
-    def fit(self, text: str, width: int) -> str:
-        """Plain ``text``, shortened to ``width`` columns."""
-        if len(text) <= width:
-            return text
-        return text[: max(0, width - len(self.mark("dots")))].rstrip() + self.mark("dots")
-
     def table(self, rows: Sequence[Sequence[str]], header: Optional[Sequence[str]] = None, indent: str = "") -> list[str]:
-        """The rows in aligned columns, the header in bold."""
+        """The rows in aligned columns, the header in bold. On a terminal a last column of plain text is cut where the line ends."""
         whole = [*([header] if header else []), *rows]
         if not whole:
             return []
         widths = [max(visible(row[column]) for row in whole) for column in range(len(whole[0]))]
-        lines = [indent + "  ".join(pad(cell, width) for cell, width in zip(row, widths)).rstrip() for row in whole]
+        room = None if self.width is None else self.width - len(indent) - sum(widths[:-1]) - 2 * (len(widths) - 1)
+        lines = []
+        for row in whole:
+            last = row[-1] if room is None or room < _LEGIBLE or "\x1b" in row[-1] else self._fit(row[-1], room)
+            lines.append((indent + "  ".join([*map(pad, row[:-1], widths), last])).rstrip())
         return [self.paint(lines[0], "bold"), *lines[1:]] if header else lines
+
+    def _fit(self, text: str, width: int) -> str:
+        return text if len(text) <= width else text[: width - len(self.mark("dots"))].rstrip() + self.mark("dots")
 
     def tree(self, rows: Sequence[Row]) -> list[Line]:
         """The rows as trees, each root at the margin, in the order in which the rows first name things."""

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
+import time
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, NamedTuple, Optional
 
 import psutil
 
@@ -23,7 +24,16 @@ HOOKS = "etc/libvirt/hooks"
 SEEN = "run/pcinuma/hook-seen"
 _MARK = b"pcinuma"
 _DAEMONS = ("virtqemud", "libvirtd")
+_START = 19  # of the fields behind the name: starttime, in ticks since boot
 _INSTALL = "run install.sh"
+
+
+class _Process(NamedTuple):
+    """A libvirt daemon; ``started`` in seconds since the epoch."""
+
+    pid: int
+    name: str
+    started: float
 
 
 def check(root: Path = Path("/")) -> list[Finding]:
@@ -58,18 +68,18 @@ def _seen(root: Path, hook: Path) -> Finding:
         return warn(what, "no libvirtd or virtqemud runs here at the moment; the next one sees the hook when it starts")
     since = hook.stat().st_mtime
     noted = _noted(root / SEEN)
-    stale = [p for p in processes if p.create_time() <= since and p.pid not in noted and not _called_since(p.create_time())]
+    stale = [p for p in processes if p.started <= since and p.pid not in noted and not _called_since(p.started)]
     if stale:
-        units = " ".join(sorted({process.name() for process in stale}))
+        units = " ".join(sorted({process.name for process in stale}))
         return fail(what, f"started before the hook was there: {_names(stale)}", f"systemctl reload {units} (guests keep running)")
     return passed(what, f"looked for hooks after it was there: {_names(processes)}")
 
 
-def _names(processes: list[psutil.Process]) -> str:
-    return ", ".join(f"{process.name()} (pid {process.pid})" for process in processes)
+def _names(processes: list[_Process]) -> str:
+    return ", ".join(f"{process.name} (pid {process.pid})" for process in processes)
 
 
-def _libvirt_processes(hook: Path) -> list[psutil.Process]:
+def _libvirt_processes(hook: Path) -> list[_Process]:
     """libvirt's QEMU daemons that see the same hook file as we do (not those of a container or of a test)."""
     found = []
     for process in psutil.process_iter(["name"]):
@@ -77,10 +87,24 @@ def _libvirt_processes(hook: Path) -> list[psutil.Process]:
             continue
         try:
             if os.path.samefile(f"/proc/{process.pid}/root{hook.resolve()}", hook):
-                found.append(process)
+                found.append(_Process(process.pid, process.info["name"], _started(process.pid)))
         except OSError:
             continue  # another root without that file, or already gone
     return found
+
+
+def _started(pid: int) -> float:
+    """When a process started, in seconds since the epoch, to the kernel's tick.
+
+    psutil adds the ticks to ``btime``, which is a whole second; a hook that was installed half a second before a restart matters here.
+    """
+    uptime = float(Path("/proc/uptime").read_text(encoding="ascii").split()[0])
+    return time.time() - uptime + int(_stat(pid)[_START]) / os.sysconf("SC_CLK_TCK")
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat behind the name, which may hold anything (proc(5))."""
+    return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
 
 
 def _noted(seen: Path) -> set[int]:
@@ -93,11 +117,10 @@ def _noted(seen: Path) -> set[int]:
     for line in lines:
         pid, _, start = line.partition(" ")
         try:
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()
-        except OSError:
-            continue
-        if len(fields) > 19 and fields[19] == start.strip():
-            pids.add(int(pid))
+            if _stat(int(pid))[_START] == start.strip():
+                pids.add(int(pid))
+        except (OSError, ValueError):
+            continue  # no longer there, or no such line
     return pids
 
 
