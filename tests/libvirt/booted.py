@@ -1,0 +1,111 @@
+"""systemd as the first process of namespaces, on a copy-on-write view of this machine's root: units run as they do on a host.
+
+What :class:`~tests.libvirt.harness.PrivateLibvirt` has no room for: the hardening of the units, readiness, socket activation, and
+what install.sh does where systemd runs. libvirtd runs inside as its own unit. Nothing that happens inside outlives it. Boots in a
+few seconds, to basic.target and no further.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Optional
+
+import psutil
+
+from tests.libvirt.harness import CHECKOUT, HarnessError, until
+
+SCRIPT = Path(__file__).with_name("booted.sh")
+
+
+class Booted:
+    """A booted systemd. A context manager; ends with every process in it, also when the test process dies in any way."""
+
+    def __init__(self) -> None:
+        self.base = Path(tempfile.mkdtemp(prefix="pcinuma-booted-"))
+        self._log = self.base.with_suffix(".log")
+        self._script: Optional[subprocess.Popen[bytes]] = None
+        self._init = 0
+
+    def __enter__(self) -> Booted:
+        with self._log.open("wb") as log:
+            self._script = subprocess.Popen(
+                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", str(SCRIPT), str(self.base)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        try:
+            self._init = until(self._systemd, "systemd to start", 30, 0.05)
+            until(self._ready, "systemd to have booted", 90, 0.1)
+        except BaseException as error:
+            said = self._log.read_text(errors="replace")
+            self.close()
+            raise HarnessError(f"{error}; it said: {said[-2000:]}") from error
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End it and everything in it."""
+        if self._script is not None:
+            if self._init and psutil.pid_exists(self._init):
+                psutil.Process(self._init).kill()
+            try:
+                self._script.wait(30)
+            except subprocess.TimeoutExpired:
+                self._script.kill()
+                self._script.wait()
+            self._script = None
+            # Everything in it was mounted in the script's namespace: here it is empty.
+            self.base.rmdir()
+        self._log.unlink(missing_ok=True)
+
+    def _systemd(self) -> Optional[int]:
+        assert self._script is not None
+        if self._script.poll() is not None:
+            raise HarnessError(f"booted.sh ended with {self._script.returncode}")
+        for process in psutil.Process(self._script.pid).children(recursive=True):
+            if process.name() == "systemd" and process.exe().endswith("systemd"):
+                return process.pid
+        return None
+
+    def _ready(self) -> bool:
+        state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
+        return state in ("running", "degraded", "starting") and self.run("systemctl", "is-active", "basic.target", check=False).returncode == 0
+
+    def run(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+        """Run ``argv`` inside, from the checkout. ``check``: a non-zero exit raises HarnessError with what it said."""
+        enter = ["nsenter", "-t", str(self._init), "-m", "-p", "-u", "-i", "-n", "-C", "-r"]
+        environment = ["env", "-i", "-C", str(CHECKOUT), "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]
+        process = subprocess.run(
+            [*enter, *environment, *argv], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout, cwd="/"
+        )
+        if check and process.returncode != 0:
+            raise HarnessError(f"{' '.join(argv)}: exit {process.returncode}: {process.stdout}{process.stderr}")
+        return process
+
+    def shell(self, script: str, check: bool = True) -> str:
+        """What a shell script prints inside."""
+        return self.run("sh", "-c", script, check=check).stdout
+
+    def active(self, unit: str) -> bool:
+        return self.run("systemctl", "-q", "is-active", unit, check=False).returncode == 0
+
+    def main_pid(self, unit: str) -> int:
+        return int(self.run("systemctl", "show", "-p", "MainPID", "--value", unit).stdout)
+
+    def path(self, inside: str) -> Path:
+        """A file inside, as this process can reach it."""
+        return Path(f"/proc/{self._init}/root") / inside.lstrip("/")
+
+    def written(self) -> set[str]:
+        """The files below / (but not /run and other mounts) that were written inside since it booted, and are still there."""
+        assert self._script is not None
+        upper = Path(f"/proc/{self._script.pid}/root{self.base}/upper")
+        return {f"/{path.relative_to(upper)}" for path in upper.rglob("*") if path.is_file()}

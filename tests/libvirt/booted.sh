@@ -1,0 +1,50 @@
+#!/bin/sh
+# Boots systemd in namespaces, on a copy-on-write view of this machine's own root. Run by booted.py, in a mount namespace
+# of its own, with an empty folder.
+set -eu
+base=$1
+[ "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$PPID/ns/mnt)" ] # the mounts below are never to be seen outside
+
+mount --make-rprivate /
+mount -t tmpfs -o mode=755 tmpfs "$base"
+mkdir "$base/upper" "$base/work" "$base/root" "$base/cgroup"
+
+# A cgroup of its own, which becomes the root of the hierarchy inside.
+mount -t cgroup2 cgroup2 "$base/cgroup"
+group=$base/cgroup/pcinuma-booted-$$
+mkdir "$group"
+echo $$ >"$group/cgroup.procs"
+
+mount -t overlay -o "lowerdir=/,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
+root=$base/root
+# Nothing that this machine has enabled starts inside, and its pcinuma and its domains are not there.
+rm -rf "$root"/etc/systemd/system/* "$root"/etc/pcinuma "$root"/usr/lib/pcinuma "$root"/usr/bin/pcinuma* "$root"/var/lib/pcinuma \
+    "$root"/usr/lib/systemd/system/pcinuma* "$root"/etc/libvirt/hooks "$root"/etc/libvirt/qemu/*.xml "$root"/usr/sbin/policy-rc.d
+: >"$root/etc/fstab"
+mkdir -p "$root/srv"
+
+# shellcheck disable=SC2016  # expanded by the inner shell
+unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '
+    root=$1
+    mount -t proc proc "$root/proc"
+    mount -t sysfs -o ro sysfs "$root/sys"
+    mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
+    mount -t tmpfs -o mode=755 tmpfs "$root/dev"
+    for node in null zero full random urandom tty; do
+        : >"$root/dev/$node"
+        mount --bind "/dev/$node" "$root/dev/$node"
+    done
+    mkdir "$root/dev/pts" "$root/dev/shm"
+    mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$root/dev/pts"
+    mount -t tmpfs tmpfs "$root/dev/shm"
+    ln -s pts/ptmx "$root/dev/ptmx"
+    ln -s /proc/self/fd "$root/dev/fd"
+    mount -t tmpfs -o mode=755 tmpfs "$root/run"
+    mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+    ip link set lo up
+    cd "$root"
+    exec chroot "$root" env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=basic.target --log-target=console
+' sh "$root" || true
+
+echo $$ >"$base/cgroup/cgroup.procs"
+find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true

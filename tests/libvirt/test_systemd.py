@@ -1,0 +1,118 @@
+"""The units and install.sh on a host that systemd booted: hardened as they are, the services do their work."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.libvirt.booted import Booted
+from tests.libvirt.conftest import require
+from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
+from tests.libvirt.harness import until
+
+TREE = "/srv/host"
+PLACED = {GPU_0: 0, GPU_1: 1}
+PROXY = "qemu+unix:///system?socket=/run/pcinuma/libvirt-sock"
+SERVICES = ("pcinuma.service", "pcinuma-proxy.service")
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Booted]:
+    """A booted host with libvirtd, two nodes, and a guest that is not there yet."""
+    require()
+    with Booted() as machine:
+        small_host(machine.path(TREE))
+        for service in SERVICES:
+            folder = machine.path(f"/run/systemd/system/{service}.d")
+            folder.mkdir(parents=True)
+            (folder / "test.conf").write_text(f"[Service]\nEnvironment=PCINUMA_ROOT={TREE}\n")
+        machine.path("/srv/placed.xml").write_text(guest("placed", [GPU_0, GPU_1]))
+        machine.run("systemctl", "start", "libvirtd.service")
+        yield machine
+
+
+@pytest.fixture
+def installed(machine: Booted) -> Iterator[Booted]:
+    """The same with pcinuma installed; purged afterwards."""
+    machine.run("./install.sh", "--no-packages")
+    yield machine
+    machine.run("./install.sh", "--purge")
+    machine.shell("for name in $(virsh -q list --all --name); do virsh -q undefine $name; done")
+
+
+def inactive(machine: Booted, name: str = "placed") -> str:
+    return machine.run("virsh", "-q", "dumpxml", "--inactive", name).stdout
+
+
+def await_placed(machine: Booted) -> None:
+    until(lambda: cells(inactive(machine)) == PLACED, "the domain to be placed", 20, 0.1)
+
+
+def test_installing_starts_the_daemon_and_reloads_libvirt_without_a_restart(machine: Booted) -> None:
+    libvirtd = machine.main_pid("libvirtd")
+    said = machine.run("./install.sh", "--no-packages").stdout
+    assert "pcinuma.service started and enabled" in said and "libvirtd reloaded" in said
+    assert machine.main_pid("libvirtd") == libvirtd
+    assert machine.active("pcinuma.socket") and machine.active("pcinuma.service")
+    assert machine.run("systemctl", "is-enabled", "pcinuma.service", "pcinuma.socket").stdout.split() == ["enabled", "enabled"]
+    assert not machine.active("pcinuma-proxy.socket")
+    daemon = machine.main_pid("pcinuma")
+    assert "nothing was changed" in machine.run("./install.sh", "--no-packages").stdout
+    assert machine.main_pid("pcinuma") == daemon
+    machine.run("./install.sh", "--purge")
+
+
+def test_the_hardened_daemon_places_a_domain(installed: Booted) -> None:
+    installed.run("virsh", "-q", "define", "/srv/placed.xml")
+    await_placed(installed)
+    assert installed.run("systemctl", "show", "-p", "NRestarts", "--value", "pcinuma").stdout == "0\n"
+
+
+def test_a_stopped_daemon_is_brought_up_by_its_socket(installed: Booted) -> None:
+    installed.run("systemctl", "stop", "pcinuma.service")
+    assert not installed.active("pcinuma.service")
+    installed.run("pcinuma", "status")
+    assert installed.active("pcinuma.service")
+
+
+def test_a_killed_daemon_is_started_again(installed: Booted) -> None:
+    killed = installed.main_pid("pcinuma")
+    installed.run("kill", "-KILL", str(killed))
+    until(lambda: installed.main_pid("pcinuma") not in (0, killed) and installed.active("pcinuma.service"), "another daemon", 20, 0.1)
+
+
+def test_an_upgrade_restarts_the_daemon_and_keeps_what_it_knows(installed: Booted) -> None:
+    installed.run("virsh", "-q", "define", "/srv/placed.xml")
+    await_placed(installed)
+    before, placed = installed.main_pid("pcinuma"), inactive(installed)
+    installed.shell("echo >>/usr/lib/pcinuma/pcinuma/settings.py")
+    assert "pcinuma.service restarted" in installed.run("./install.sh", "--no-packages").stdout
+    assert installed.main_pid("pcinuma") not in (0, before)
+    assert inactive(installed) == placed
+
+
+def test_the_hardened_proxy_connects_as_its_client(installed: Booted) -> None:
+    installed.run("systemctl", "start", "pcinuma-proxy.socket")
+    installed.run("virsh", "-q", "define", "/srv/placed.xml")
+    for user in ("root", "nobody"):
+        direct, proxied = (
+            installed.run("setpriv", f"--reuid={user}", "--clear-groups", "virsh", "-q", "-c", uri, "list", "--all", "--name", check=False)
+            for uri in ("qemu:///system", PROXY)
+        )
+        assert (proxied.returncode, proxied.stdout, proxied.stderr) == (direct.returncode, direct.stdout, direct.stderr)
+    assert installed.active("pcinuma-proxy.service")
+
+
+def test_purging_leaves_no_unit_and_no_file(machine: Booted) -> None:
+    machine.run("./install.sh", "--no-packages")
+    machine.run("systemctl", "start", "pcinuma-proxy.socket")
+    assert "/etc/systemd/system/sockets.target.wants/pcinuma.socket" in machine.written() | links(machine)
+    machine.run("./install.sh", "--purge")
+    assert {file for file in machine.written() | links(machine) if "pcinuma" in file} == set()
+    assert machine.run("find", "/run", "-name", "*pcinuma*", "!", "-name", "pcinuma*.service.d").stdout == ""
+    assert machine.run("systemctl", "list-units", "--all", "--no-legend", "pcinuma*").stdout == ""
+
+
+def links(machine: Booted) -> set[str]:
+    return set(machine.run("find", "/etc", "-type", "l").stdout.split())
