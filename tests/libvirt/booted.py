@@ -76,8 +76,9 @@ class Booted:
         return None
 
     def _ready(self) -> bool:
+        # Neither answers before systemd listens.
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
-        return state in ("running", "degraded", "starting") and self.run("systemctl", "is-active", "basic.target", check=False).returncode == 0
+        return state in ("running", "degraded", "starting") and self.active("basic.target")
 
     def run(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run ``argv`` inside, from the checkout. ``check``: a non-zero exit raises HarnessError with what it said."""
