@@ -122,6 +122,8 @@ class _Job:
         if of_machine is not None:
             name = f" ({domain.machine_name})" if domain.machine_name else ""
             return of_machine, of_machine.sentence + name
+        if domain.blind:
+            return Reason.NO_ACPI, Reason.NO_ACPI.sentence
         if domain.commandline_pci is not None:
             return Reason.QEMU_COMMANDLINE, f"{Reason.QEMU_COMMANDLINE.sentence} ({domain.commandline_pci})"
         foreign = _foreign_expander(domain)

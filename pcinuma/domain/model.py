@@ -109,14 +109,16 @@ class Placement(NamedTuple):
 class Domain:
     """A domain as placement sees it.
 
-    ``cells``: cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``unaddressed``: how many PCI devices
-    that are no passthrough libvirt will have to find an address for. ``problem``: the first value in the XML that means nothing.
+    ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
+    cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``unaddressed``: how many PCI devices that are no
+    passthrough libvirt will have to find an address for. ``problem``: the first value in the XML that means nothing.
     """
 
     name: str
     uuid: Optional[str]
     machine: MachineKind
     machine_name: Optional[str]
+    blind: bool
     cells: Mapping[int, frozenset[int]]
     memnodes: tuple[tuple[int, frozenset[int]], ...]
     pins: Mapping[int, frozenset[int]]

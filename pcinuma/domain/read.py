@@ -103,6 +103,7 @@ class _Reader:
             uuid=(self.root.findtext("uuid") or "").strip() or None,
             machine=machine,
             machine_name=machine_name,
+            blind=self._blind(),
             cells=cells,
             memnodes=self._memnodes(cells),
             pins=self._pins(cells),
@@ -215,6 +216,13 @@ class _Reader:
         self.device_elements.setdefault(source, element)
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, source))
+
+    def _blind(self) -> bool:
+        """Whether the guest boots by a device tree. Measured: Linux on aarch64 then sees nothing of what is below an expander bus."""
+        kind = self.root.find("os/type")
+        acpi = self.root.find("features/acpi")
+        on = acpi is not None and acpi.get("state", "on") != "off"
+        return kind is not None and kind.get("arch") in _MACHINES_OF_VIRT and not on
 
     def _cells(self) -> dict[int, frozenset[int]]:
         cells: dict[int, frozenset[int]] = {}

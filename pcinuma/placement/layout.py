@@ -142,17 +142,37 @@ class Layout:
             ports.append(self._add(NewController(self._next_index(0), "pcie-root-port", address, multifunction)))
         return ports
 
+    def require_main_slots(self, count: int) -> None:
+        """Raise NoRoom unless ``count`` devices find a slot on the main root (i440fx, pseries).
+
+        libvirt would put what finds none there on the next bus by index, which is an expander.
+        """
+        used = {devfn >> 3 for devfn in self.taken.get(0, ())} | {0, *((1,) if self.machine is MachineKind.PCI else ())}
+        if 32 - len(used) < count:
+            raise NoRoom(f"{count} devices want a slot of the main PCI root where {32 - len(used)} are free")
+
     def free_main_slot(self) -> int:
         """A slot of the main root that nothing uses."""
         return self._free_main_slot(from_slot=self._last_main_bridge() + 1)
 
     def direct_slot(self, expander: int) -> int:
-        """The first free slot directly on an expander of a machine whose expanders take devices (i440fx, pseries)."""
-        used = {devfn >> 3 for devfn in self.taken.get(expander, ())}
-        slot = next((slot for slot in range(1, 32) if slot not in used), None)
-        if slot is None:
+        """The first free slot directly on an expander of a machine whose expanders take devices.
+
+        i440fx's has the slots 0 to 31 (libvirt takes, and a guest shows, all of them), a PHB of pseries 1 to 31.
+        """
+        slots = self._direct_slots(expander)
+        if not slots:
             raise NoRoom("no slot is left on the expander")
-        return slot
+        return slots[0]
+
+    def has_direct_slot(self, expander: int) -> bool:
+        """Whether :meth:`direct_slot` would find one."""
+        return bool(self._direct_slots(expander))
+
+    def _direct_slots(self, expander: int) -> list[int]:
+        used = {devfn >> 3 for devfn in self.taken.get(expander, ())}
+        slots = [*range(1, 32), *((0,) if self.machine is MachineKind.PCI else ())]
+        return [slot for slot in slots if slot not in used]
 
     def number_expanders(self) -> None:
         """Give every new expander its bus number: together, as high as they go, with up to four ports' reserve each."""
@@ -194,7 +214,7 @@ class Layout:
         return True
 
     def _width(self, controller: Controller) -> int:
-        return 2 if controller.model == "pci-expander-bus" else 1 + self.bridges_below(controller.index)
+        return (2 if controller.model == "pci-expander-bus" else 1) + self.bridges_below(controller.index)
 
     def _set_bus_nr(self, index: int, bus_nr: int) -> None:
         self.controllers[index] = self.controllers[index]._replace(bus_nr=bus_nr)

@@ -127,6 +127,7 @@ class _Attempt:
         for key in sorted(by_key, key=lambda k: (k.cell, k.root_complex or "")):
             self._seat_all(key, sorted(by_key[key], key=lambda unit: unit.order))
         self._keep_spare_ports()
+        self._leave_slots(newcomers)
         self.layout.number_expanders()
         self._check_main()
         self._say_apart()
@@ -178,11 +179,22 @@ class _Attempt:
         """In XML that libvirt has yet to format: a main port for everything that it will put somewhere, and one spare."""
         if self.domain.machine is not MachineKind.PCIE:
             return
-        moving = {device.source for unit in newcomers for device in unit.devices}
-        staying = sum(1 for unit in self.units for d in unit.devices if d.address is None and d.source not in moving)
-        count = self.domain.unaddressed + staying
+        count = self._waiting(newcomers)
         if count:
             self.layout.add_main_ports(count + 1)
+
+    def _leave_slots(self, newcomers: list[Unit]) -> None:
+        """The same on machines whose roots take devices directly: there must be a slot of the main root for each."""
+        count = self._waiting(newcomers)
+        if count and self.domain.placement is None and self.domain.machine is not MachineKind.PCIE:
+            self.layout.require_main_slots(count)
+
+    def _waiting(self, newcomers: list[Unit]) -> int:
+        """How many devices libvirt has yet to find an address for."""
+        moving = {device.source for unit in newcomers for device in unit.devices}
+        return self.domain.unaddressed + sum(
+            1 for unit in self.units for d in unit.devices if d.address is None and d.source not in moving
+        )
 
     def _move_strangers(self) -> None:
         for occupant in sorted(self.domain.occupants, key=lambda occupant: occupant.address):
@@ -258,6 +270,8 @@ class _Attempt:
         expander = self.layout.add_expander(key.cell)
         fresh = self._shapes(overflow)
         for shape in fresh:
+            if self.domain.machine is not MachineKind.PCIE and not self.layout.has_direct_slot(expander):
+                expander = self.layout.add_expander(key.cell)
             self._seat(shape, expander, dense=len(fresh) + 4 > 32)
 
     def _shapes(self, units: list[Unit]) -> list[Shape]:

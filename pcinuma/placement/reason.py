@@ -43,6 +43,7 @@ class Reason(enum.Enum):
     POLICY_OFF = "policy-off", "the policy of this domain is off"
     MACHINE_TYPE = "machine-type", "this machine type has no PCI expander bus"
     NO_MACHINE = "no-machine", "the domain names no machine type"
+    NO_ACPI = "no-acpi", "the guest has no ACPI (<features><acpi/>), and would not find devices on a second PCI root without it"
     FOREIGN_EXPANDER = "foreign-expander", "the devices sit on expander buses that somebody else made"
     QEMU_COMMANDLINE = "qemu-commandline", "the domain hands PCI devices or buses to QEMU by <qemu:commandline>"
     BAD_VALUE = "bad-value", "a value in the domain XML means nothing"
