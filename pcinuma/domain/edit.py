@@ -24,11 +24,11 @@ _ONE = tuple(f"0x{number:x}" for number in range(8))
 
 def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
     """Carry ``plan`` out on ``document``, of which ``elements`` was read."""
-    devices = document.root.find("devices")
-    assert devices is not None
     for index, node in plan.set_node:
-        element = elements.controllers[index].find("target/node")
-        assert element is not None
+        target = _target(elements.controllers[index])
+        element = child(target, "node")
+        if element is None:
+            element = etree.SubElement(target, "node")
         element.text = str(node)
     for index, hotplug in plan.set_hotplug:
         _target(elements.controllers[index]).set("hotplug", "on" if hotplug else "off")
@@ -36,7 +36,8 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
         address = elements.controllers[index].find("address")
         assert address is not None
         address.set("multifunction", "on")
-    if plan.add:
+    devices = document.root.find("devices")
+    if plan.add and devices is not None:
         _add_controllers(devices, plan.add)
     for old, seat in plan.strangers:
         set_address(elements.others[old], seat, None)
