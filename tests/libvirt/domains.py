@@ -81,10 +81,10 @@ def guest(
 
 
 class Controller(NamedTuple):
-    """A PCI controller: its address as (bus, slot, function), None if not written, and the cell of the expander bus that it is or
+    """A PCI controller: its index, its address as (bus, slot, function) or None, and the cell of the expander bus that it is or
     is below."""
 
-    index: int
+    number: int
     model: str
     address: Optional[tuple[int, int, int]]
     bus_nr: Optional[int]
@@ -112,7 +112,7 @@ def controllers(xml: str) -> list[Controller]:
 def cells(xml: str) -> dict[str, Optional[int]]:
     """Each passthrough device that has a PCI address in the guest -> the guest cell of the expander bus that it is below; None on the
     default root. A device is named by its host address or UUID; an interface of a network, and vDPA, by network and path."""
-    ports = {row.index: row.cell for row in controllers(xml)}
+    ports = {row.number: row.cell for row in controllers(xml)}
     found: dict[str, Optional[int]] = {}
     for device in etree.fromstring(xml).iterfind("devices/*"):
         source, place = device.find("source"), _guest_address(device)
@@ -124,7 +124,7 @@ def cells(xml: str) -> dict[str, Optional[int]]:
         elif host is not None:
             name = "{:04x}:{:02x}:{:02x}.{:x}".format(*(_number(host.get(k, "0")) or 0 for k in ("domain", "bus", "slot", "function")))
         elif device.tag == "interface" and (source.get("network") or source.get("dev")):
-            name = source.get("network") or source.get("dev", "")
+            name = source.get("network") or source.get("dev") or ""
         else:
             continue
         found[name] = ports.get(place[0])

@@ -14,7 +14,7 @@ if [ -n "$sys" ]; then
     # Devices refer to each other by relative links between these folders; the machine's own CPUs and nodes stay.
     mkdir "$base/system"
     mount --bind "$root/sys/devices/system" "$base/system"
-    for folder in devices bus/pci class/net; do
+    for folder in devices bus/pci class/net kernel/iommu_groups; do
         mount --bind "$sys/$folder" "$root/sys/$folder"
     done
     mount --move "$base/system" "$root/sys/devices/system"

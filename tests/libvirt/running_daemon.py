@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -25,6 +26,7 @@ class RunningDaemon:
         self.host = host
         self.process: Optional[psutil.Process] = None
         self._log = host.base / "pcinumad.log"
+        self._entered: subprocess.Popen[str]
 
     def __enter__(self) -> RunningDaemon:
         self.start()
@@ -41,7 +43,7 @@ class RunningDaemon:
         before = {process.pid for process in self._found()}
         self.host.path("/run/pcinuma").mkdir(exist_ok=True)
         with self._log.open("ab") as log:
-            entered = self.host.popen([self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
+            self._entered = entered = self.host.popen([self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
         new = until(
             lambda: [p for p in self._found() if p.pid not in before] or entered.poll() is not None, "pcinumad to start"
         )
@@ -75,8 +77,8 @@ class RunningDaemon:
         process, self.process = self.process, None
         if not ended(process):
             process.send_signal(number)
-            process.send_signal(signal.SIGCONT)
-        until(lambda: ended(process), "pcinumad to end", 30)
+            self._continue(process)
+        until(lambda: self._entered.poll() is not None, "pcinumad to end", 30)
 
     def freeze(self) -> None:
         """Stop it without ending it: it accepts connections and never answers."""
@@ -84,8 +86,17 @@ class RunningDaemon:
         self.process.suspend()
 
     def thaw(self) -> None:
+        """Undo :meth:`freeze`."""
         assert self.process is not None
-        self.process.resume()
+        self._continue(self.process)
+
+    def _continue(self, process: psutil.Process) -> None:
+        # nsenter stops itself with the process that it started, and a stopped parent does not reap.
+        for stopped in (process, psutil.Process(self._entered.pid)):
+            try:
+                stopped.resume()
+            except psutil.NoSuchProcess:
+                pass  # ended already
 
     def log(self) -> str:
         """What it wrote so far."""
@@ -107,6 +118,12 @@ class RunningDaemon:
             except OSError as error:
                 raise DaemonError(f"no answer: {error}") from error
             return decode(answer)
+
+    def decided(self, domain: str, by: str) -> list[str]:
+        """The log's lines about decisions on a domain that ``by`` made, in order. The hook's are not the last ones where a start
+        fails: the reconciler looks at a domain that stopped."""
+        lines = [line for line in self.log().splitlines() if f" domain={domain} " in f"{line} " and " decided " in line]
+        return [line for line in lines if f" by={by} " in f"{line} "]
 
     def status(self, domain: str) -> Optional[dict[str, Any]]:
         """What Status says of one domain, None if it does not list it."""

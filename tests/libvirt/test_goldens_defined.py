@@ -51,12 +51,12 @@ def test_libvirt_keeps_it_as_it_is(
 
     ours, theirs = controllers(golden.read_text()), controllers(kept)
     for said in ours:
-        found = [row for row in theirs if row.index == said.index]
-        assert found, f"controller {said.index} is gone"
+        found = [row for row in theirs if row.number == said.number]
+        assert found, f"controller {said.number} is gone"
         assert found[0].model == said.model
         assert said.address is None or found[0].address == said.address
         assert said.bus_nr is None or found[0].bus_nr == said.bus_nr
-    added = [row for row in theirs if row.index not in {said.index for said in ours}]
+    added = [row for row in theirs if row.number not in {said.number for said in ours}]
     assert {row.model for row in added} <= {"pcie-root", "pcie-root-port"}
     assert not [row for row in added if row.cell is not None], "libvirt put a port of its own below an expander"
     placed = cells(golden.read_text())
@@ -82,7 +82,7 @@ def test_nothing_but_passthrough_devices_lands_on_our_ports(name: str, connectio
         kept = etree.fromstring(domain.XMLDesc(SECURE))
     finally:
         domain.undefine()
-    below = {row.index for row in controllers(etree.tostring(kept).decode()) if row.cell is not None}
+    below = {row.number for row in controllers(etree.tostring(kept).decode()) if row.cell is not None}
     for device in kept.iterfind("devices/*"):
         address = device.find("address[@type='pci']")
         if device.tag != "controller" and address is not None and int(address.get("bus", ""), 16) in below:
