@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Callable, Optional, Union
 
+from pcinuma.settings import Unaligned
 from tests.hosts.build import Host
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.edits import with_device, with_nic_on, without_device
-from tests.hosts.machines import MACHINES, MDEV, MDEV_REMOTE, crowd
+from tests.hosts.machines import MACHINES, MDEV, MDEV_REMOTE, crowd, switches
 
 FOLDER = Path(__file__).parent
 
@@ -74,6 +75,13 @@ def _scattered(count: int) -> Domain:
     guest = _one_cell()
     for number in range(count):
         guest.hostdev(f"{number:04x}:01:00.0")
+    return guest
+
+
+def _switches(count: int) -> Domain:
+    guest = _one_cell()
+    for number in range(count):
+        guest.hostdev(f"{number:04x}:03:00.0").hostdev(f"{number:04x}:04:00.0")
     return guest
 
 
@@ -200,8 +208,22 @@ CASES = [
           "0000:3b:01.1": 0}, expanders=4),
     Case("vmd", "vmd", two_cells().hostdev("10000:01:00.0").hostdev("10000:02:00.0").hostdev("10001:01:00.0").hostdev("0001:17:00.0").raw(),
          {"10000:01:00.0": 0, "10000:02:00.0": 0, "10001:01:00.0": 1, "0001:17:00.0": 1}, expanders=3),
-    Case("platform", "platform", two_cells().interface("0002:01:00.0").hostdev("0009:01:00.0").raw(), {"0002:01:00.0": 0, "0009:01:00.0": 1},
-         expanders=2),
+    Case("platform", "platform", two_cells().interface("0002:01:00.0").hostdev("0009:01:00.0").raw(),
+         {"0002:01:00.0": 0, "0009:01:00.0": 1}, expanders=2),
+    Case("i440fx", "two-root-complexes", _pair(two_cells().on("pc").nic()).hostdev("4b:00.0").interface("18:00.0").raw(),
+         {**PAIR, "0000:4b:00.0": 0, "0000:18:00.0": 0}, expanders=3),
+    Case("i440fx-switch-is-root-complex", "eight-gpus", _gpus(two_cells().on("pc")).raw(), GPUS, expanders=4, group_by="switch",
+         grouping="root-complex"),
+    Case("aarch64-virt", "platform", two_cells().on("virt").interface("0002:01:00.0").hostdev("0009:01:00.0").raw(),
+         {"0002:01:00.0": 0, "0009:01:00.0": 1}, expanders=2),
+    Case("pseries", "two-root-complexes", _pair(two_cells().on("pseries").nic()).hostdev("4b:00.0").raw(),
+         {**PAIR, "0000:4b:00.0": 0}, expanders=2, grouping="node"),
+    Case("nearest", "four-nodes",
+         Domain().cells("0", "1").memnode(0, "0").memnode(1, "2").hostdev("60:00.0").hostdev("a0:00.0").hostdev("40:00.0").raw(),
+         {"0000:60:00.0": 0, "0000:a0:00.0": 1, "0000:40:00.0": 0}, expanders=3, settings={"unaligned": Unaligned.NEAREST}),
+    Case("nearest-without-cpus", "device-node-without-cpus", _pair(two_cells()).raw(), PAIR, expanders=2,
+         settings={"unaligned": Unaligned.NEAREST}),
+    Case("spare-ports", "two-sockets", _pair(two_cells().nic()).formatted(), PAIR, expanders=2, settings={"spare_ports": 2}),
     Case("unassigned", "two-sockets", two_cells().hostdev("17:00.0").hostdev("b3:00.0", "unassigned").formatted(),
          {"0000:17:00.0": 0, "0000:b3:00.0": "unassigned"}, expanders=1),
     Case("keep", "two-sockets", _pair(two_cells().keep("0000:b3:00.0")).formatted(), {"0000:17:00.0": 0, "0000:b3:00.0": "kept"},
@@ -213,8 +235,13 @@ CASES = [
     Case("owner-extras", "two-sockets", _pair(two_cells().with_extras().wish(policy="preferred")).formatted(), PAIR, expanders=2),
     # Limits.
     Case("thirty-three", crowd, _crowd(33).raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=1, stored=False),
-    Case("switch-steps-down", "eight-gpus", _gpus(two_cells()).raw(), GPUS, grouping="switch", expanders=4, switches=4, group_by="switch",
+    Case("i440fx-thirty-three", crowd, _crowd(33).on("pc").raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=2,
          stored=False),
+    Case("switch-steps-down", lambda: switches(60), _switches(60).raw(),
+         {f"{n:04x}:{bus:02x}:00.0": 0 for n in range(60) for bus in (3, 4)}, grouping="root-complex", expanders=60, group_by="switch",
+         stored=False),
+    Case("no-room-for-any-grouping", lambda: switches(70), _switches(70).formatted(),
+         {f"{n:04x}:{bus:02x}:00.0": None for n in range(70) for bus in (3, 4)}, "fallback", "no-room", group_by="switch", stored=False),
     Case("steps-down-to-node", lambda: crowd(1, 130, 1), _scattered(130).raw(), {f"{n:04x}:01:00.0": 0 for n in range(130)}, expanders=1,
          grouping="node", stored=False),
     Case("no-room", lambda: crowd(230, 1, 1), _crowd(230).formatted(), {f"0000:{n + 1:02x}:00.0": None for n in range(230)}, "fallback",

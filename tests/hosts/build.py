@@ -273,6 +273,11 @@ class Host:
         holding = [n.number for n in self.nodes.values() if local <= cpu_set(n.cpus)]
         return holding[0] if len(holding) == 1 else None
 
+    def distance(self, one: int, other: int) -> int:
+        """The distance between two nodes."""
+        row = self.nodes[one].distance
+        return row[sorted(self.nodes).index(other)] if row else 10 if one == other else 21
+
     def root_of(self, address: str) -> str:
         """The name of the outermost root complex above a function."""
         return self.functions[self._full(address)].root.name

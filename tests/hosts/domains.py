@@ -12,7 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
-MACHINES = {
+ARCHITECTURES = {
     "q35": "x86_64",
     "pc-q35-7.2": "x86_64",
     "pc": "x86_64",
@@ -230,7 +230,7 @@ class Domain:
     def _xml(self, devices: str) -> str:
         count = max((int(last) for cpus in self.cell_cpus for last in cpus.replace("-", ",").split(",") if last), default=0) + 1
         machine = f" machine='{self.machine}'" if self.machine else ""
-        arch = MACHINES.get(self.machine or "q35", "x86_64")
+        arch = ARCHITECTURES.get(self.machine or "q35", "x86_64")
         text = f"<domain type='qemu'{self.namespace}>\n  <name>{self.name}</name>\n  <uuid>{UUID}</uuid>\n{self._metadata()}"
         text += f"  <memory unit='MiB'>{512 * max(1, len(self.cell_cpus))}</memory>\n  <vcpu placement='static'>{count}</vcpu>\n"
         if self.pins:

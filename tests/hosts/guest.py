@@ -40,6 +40,11 @@ class Controller:
     hotplug: str = "on"
     implied: bool = False
 
+    @property
+    def expander(self) -> bool:
+        """Whether it starts a hierarchy of its own with a node: an expander bus, or a further PHB of pseries."""
+        return self.model in EXPANDERS or (self.model in ROOTS and self.index > 0)
+
 
 @dataclass
 class Endpoint:
@@ -58,12 +63,16 @@ class Guest:
     controllers: dict[int, Controller] = field(default_factory=dict)
     endpoints: list[Endpoint] = field(default_factory=list)
     duplicates: list[int] = field(default_factory=list)
+    express: bool = True
 
     @classmethod
     def of(cls, xml: bytes) -> Guest:
         """The guest as the XML says it, before libvirt completes it."""
-        guest = cls()
-        devices = etree.fromstring(xml).find("devices")
+        root = etree.fromstring(xml)
+        kind = root.find("os/type")
+        machine = "q35" if kind is None else kind.get("machine", "q35")
+        guest = cls(express="q35" in machine or machine.startswith("virt"))
+        devices = root.find("devices")
         if devices is None:
             return guest
         for element in devices.iterchildren(etree.Element):
@@ -111,8 +120,15 @@ class Guest:
         return sorted(slots + [e.at for e in self.endpoints if e.at and e.at.bus == bus])
 
     def completed(self) -> Guest:
-        """The guest as libvirt defines it (q35): gaps in the indexes filled with root ports, every device on a port, one spare port."""
+        """The guest as libvirt defines it: gaps in the indexes filled with root ports, every device on a port, one spare port.
+
+        On i440fx and pseries only the root is added: devices without an address find a slot on it.
+        """
         guest = Guest({i: Controller(**vars(c)) for i, c in self.controllers.items()}, [Endpoint(**vars(e)) for e in self.endpoints])
+        guest.express = self.express
+        if not self.express:
+            guest.controllers.setdefault(0, Controller(0, "pci-root", implied=True))
+            return guest
         had_ports = any(index > 0 for index in guest.controllers)
         guest.controllers.setdefault(0, Controller(0, "pcie-root", implied=True))
         for index in range(1, max(guest.controllers)):
@@ -145,13 +161,13 @@ class Guest:
 
     def below(self, index: int) -> Iterator[Controller]:
         """The bridges on a bus in the order in which firmware numbers them; expanders are not below pcie.0."""
-        at = [c for c in self.controllers.values() if c.at and c.at.bus == index and c.model not in EXPANDERS and c.index != index]
+        at = [c for c in self.controllers.values() if c.at and c.at.bus == index and not c.expander and c.index != index]
         yield from sorted(at, key=lambda controller: controller.at or Slot(0, 0, 0))
 
     def numbers(self) -> dict[int, int]:
         """Controller index -> the bus number that firmware gives it; of an i440fx expander the internal bridge's."""
         numbers: dict[int, int] = {}
-        for top in [c for c in self.controllers.values() if c.model in ROOTS[:1] or c.model in EXPANDERS or c.index == 0]:
+        for top in [c for c in self.controllers.values() if c.expander or c.index == 0]:
             self._count(top.index, (top.bus_nr or 0) + (1 if top.model == "pci-expander-bus" else 0), numbers)
         return numbers
 
@@ -165,7 +181,7 @@ class Guest:
         """``(first, last, controller index)`` of the main hierarchy and of each expander, by first bus number."""
         extents = []
         for top in self.controllers.values():
-            if top.index == 0 or top.model in EXPANDERS:
+            if top.index == 0 or top.model in EXPANDERS:  # a PHB of pseries numbers its buses for itself
                 numbers: dict[int, int] = {}
                 first = top.bus_nr or 0
                 last = self._count(top.index, first + (1 if top.model == "pci-expander-bus" else 0), numbers)
@@ -175,7 +191,7 @@ class Guest:
     def path(self, bus: int) -> list[Controller]:
         """The controllers from the root's child (an expander, or a port of the main root) down to ``bus``."""
         path: list[Controller] = []
-        while bus in self.controllers and self.controllers[bus].model not in ROOTS and len(path) < 256:
+        while bus in self.controllers and bus != 0 and len(path) < 256:
             path.insert(0, self.controllers[bus])
             at = self.controllers[bus].at
             bus = at.bus if at else 0
@@ -184,7 +200,7 @@ class Guest:
     def expander(self, bus: int) -> Optional[Controller]:
         """The expander above ``bus``."""
         path = self.path(bus)
-        return path[0] if path and path[0].model in EXPANDERS else None
+        return path[0] if path and path[0].expander else None
 
 
 def guest_slot(element: etree._Element) -> Optional[Slot]:

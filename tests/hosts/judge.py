@@ -36,7 +36,7 @@ def faults(before: bytes, after: bytes, host: Host, report: dict[str, Any], *, f
         found.append("outcome placed but nothing changed")
     owned = ours(after)
     if owned:
-        found += layout_faults(after, owned, fresh)
+        found += layout_faults(before, after, owned, fresh)
         found += place_faults(after, host, report, fresh)
         found += record_faults(before, after)
     elif report["outcome"] == "placed" and ours(before) == owned:
@@ -71,6 +71,8 @@ def report_faults(before: bytes, after: bytes, host: Host, report: dict[str, Any
         if line["reason"] not in ("kept", "unassigned", "not-pci", "device-absent", "host-unreadable"):
             wanted["host_node"] = node
             wanted["guest_cell"] = next(iter(cells)) if len(cells) == 1 else None
+        if line["reason"] == "nearest" and node is not None:
+            wanted["guest_cell"] = None if len(cells) == 1 else _nearest(before, host, node)
         for key, value in wanted.items():
             if line[key] != value:
                 found.append(f"{device.source}: report says {key} {line[key]!r}, it is {value!r}")
@@ -103,6 +105,16 @@ def _reason_faults(device: Passed, line: dict[str, Any], node: Optional[int], ce
     if line["reason"] not in wanted | ({"shared-slot", "mixed-nodes", "kept"} if device.at and device.at.slot is not None else set()):
         return [f"{device.source}: left where it was because of {line['reason']}, but it should be {' or '.join(sorted(wanted))}"]
     return []
+
+
+def _nearest(before: bytes, host: Host, node: int) -> Optional[int]:
+    """The cell of the mapped host node with the smallest distance, of equal ones the lowest node."""
+    candidates = []
+    for other in sorted(host.nodes):
+        cells = cells_for(before, host, other)
+        if len(cells) == 1:
+            candidates.append((host.distance(node, other), other, next(iter(cells))))
+    return min(candidates)[2] if candidates else None
 
 
 def _node(device: Passed, host: Host) -> Optional[int]:

@@ -198,6 +198,16 @@ def crowd(devices: int = 40, roots: int = 1, nodes: int = 1) -> Host:
     return host
 
 
+def switches(count: int = 60) -> Host:
+    """One node with ``count`` root complexes, each with a switch and two GPUs: nnnn:03:00.0 and nnnn:04:00.0."""
+    host = Host().node(0, "0-7")
+    for number in range(count):
+        root = host.rc(f"pci{number:04x}:00", node=0)
+        for bus, port in zip((3, 4), root.port("00:01.0").switch("01:00.0", ["02:00.0", "02:01.0"])):
+            port.device(f"{bus:02x}:00.0", GPU)
+    return host
+
+
 MACHINES: dict[str, Callable[[], Host]] = {
     machine.__name__.replace("_", "-"): machine
     for machine in (

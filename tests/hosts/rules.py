@@ -11,19 +11,17 @@ from tests.hosts.guest import EXPANDERS, PORTS, ROOTS, Controller, Guest, Slot
 from tests.hosts.passthrough import Passed, is_passed, ours, passed
 
 
-def layout_faults(after: bytes, owned: list[int], fresh: bool) -> list[str]:
+def layout_faults(before: bytes, after: bytes, owned: list[int], fresh: bool) -> list[str]:
     """The PCI rules of FACTS.md, on the guest as libvirt completes it."""
     said, found = Guest.of(after), []
-    root = said.controllers.get(0)
-    express = root is None or root.model == "pcie-root"
-    guest = said.completed() if express else said
+    guest = said.completed()
     found += [f"controller index {index} twice" for index in said.duplicates]
     for index in owned:
         if index not in said.controllers:
             found.append(f"<placement> lists controller {index}, which is not there")
-    found += [
-        f"libvirt fills the gap at index {i} with a root port" for i in range(max(said.controllers)) if i and i not in said.controllers
-    ]
+    theirs = range(max(Guest.of(before).controllers, default=0))
+    gaps = [i for i in range(1, max(said.controllers, default=0)) if i not in said.controllers and i not in theirs]
+    found += [f"libvirt fills the gap at index {index} with a root port" for index in gaps]
     chassis: dict[int, int] = {}
     for controller in guest.controllers.values():
         if controller.model in PORTS or controller.model == "pci-bridge":
@@ -33,17 +31,17 @@ def layout_faults(after: bytes, owned: list[int], fresh: bool) -> list[str]:
             if not 0 < number <= 255:
                 found.append(f"chassis {number} of controller {controller.index}")
             chassis[number] = controller.index
-    found += _address_faults(guest)
+    found += address_faults(guest)
     mine = {i for i in owned if i in guest.controllers}
     for index in sorted(mine):
-        found += _controller_faults(guest, guest.controllers[index], express)
+        found += _controller_faults(guest, guest.controllers[index])
     extents = guest.extents()
     for (first, last, index), (start, _, nxt) in zip(extents, extents[1:]):
         if last >= start:
             found.append(f"controller {index} needs the buses {first}-{last}, but {nxt} starts at {start}")
     if extents and extents[-1][1] > 255:
         found.append(f"controller {extents[-1][2]} needs the buses up to {extents[-1][1]}")
-    found += _room_faults(guest, extents, mine) if fresh else []
+    found += _room_faults(guest, extents, mine) if fresh and guest.express else []
     for endpoint in guest.endpoints:
         expander = guest.expander(endpoint.at.bus) if endpoint.at else None
         passthrough = endpoint.element is not None and is_passed(endpoint.element)
@@ -52,7 +50,7 @@ def layout_faults(after: bytes, owned: list[int], fresh: bool) -> list[str]:
     return found
 
 
-def _address_faults(guest: Guest) -> list[str]:
+def address_faults(guest: Guest) -> list[str]:
     found, taken = [], defaultdict(list)
     for controller in guest.controllers.values():
         if controller.at:
@@ -79,10 +77,10 @@ def _address_faults(guest: Guest) -> list[str]:
     return found
 
 
-def _controller_faults(guest: Guest, controller: Controller, express: bool) -> list[str]:
+def _controller_faults(guest: Guest, controller: Controller) -> list[str]:
     index, model, at = controller.index, controller.model, controller.at
     if model in ROOTS:
-        return []
+        return [] if controller.node is not None or index == 0 else [f"our PHB {index} has no node"]
     if at is None:
         return [f"our controller {index} has no address"]
     found = []
@@ -160,24 +158,28 @@ def place_faults(after: bytes, host: Host, report: dict[str, Any], fresh: bool) 
         for place in places:
             homes[place].append(index)
     if fresh:
-        found += [f"{place} has the expanders {indexes}" for place, indexes in homes.items() if len(indexes) > 1]
-        empty = [i for i in ours(after) if guest.controllers[i].model in EXPANDERS and i not in expanders]
+        for place, indexes in homes.items():
+            roomy = [index for index in indexes if guest.express or len({at.slot for at in guest.used(index)}) < 31]
+            if len(indexes) > 1 and len(roomy) > 1:
+                found.append(f"{place} has the expanders {indexes}")
+        empty = [i for i in ours(after) if guest.controllers[i].expander and i not in expanders]
         found += [f"our expander {index} holds nothing" for index in empty]
-    found += _slot_faults(placed, guest)
+    found += _slot_faults(placed)
     if group_by == "switch":
         found += _switch_faults(placed, guest, host)
     else:
-        found += [f"{d.source} is behind a switch under {group_by}" for d, _ in placed if d.at and len(guest.path(d.at.bus)) != 2]
+        deep = (2,) if guest.express else (1, 2)
+        found += [f"{d.source} is behind a switch under {group_by}" for d, _ in placed if d.at and len(guest.path(d.at.bus)) not in deep]
     return found
 
 
-def _slot_faults(placed: list[tuple[Passed, dict[str, Any]]], guest: Guest) -> list[str]:
-    """Nobody shares a port who is not the same host device."""
+def _slot_faults(placed: list[tuple[Passed, dict[str, Any]]]) -> list[str]:
+    """Nobody shares a guest slot who is not the same host device."""
     shared = defaultdict(set)
     for device, _ in placed:
-        if device.at and guest.controllers[device.at.bus].model in PORTS:
-            shared[device.at.bus].add((device.host_address or device.source).rsplit(".", 1)[0])
-    return [f"port {bus} is shared by {sorted(names)}" for bus, names in shared.items() if len(names) > 1]
+        if device.at:
+            shared[device.at.bus, device.at.slot].add((device.host_address or device.source).rsplit(".", 1)[0])
+    return [f"slot {slot} of {bus} is shared by {sorted(names)}" for (bus, slot), names in shared.items() if len(names) > 1]
 
 
 def _switch_faults(placed: list[tuple[Passed, dict[str, Any]]], guest: Guest, host: Host) -> list[str]:
