@@ -171,24 +171,37 @@ def _device(explained: Explained, report: DeviceReport, screen: Screen, describe
     return lines
 
 
+def _how(explained: Explained) -> list[str]:
+    """How to get another grouping, for a domain that libvirt knows."""
+    name = explained.source.name
+    return [f"(pcinuma policy {name} --group-by switch; pcinuma apply {name} --replan)"]
+
+
+def _trade(now: Shown, grouping: Grouping, screen: Screen) -> list[str]:
+    """What a grouping would change, better things marked + and worse ones -."""
+    changes = trade(now, grouping)
+    lines = [f"  {grouping.group_by.value} instead:"] if changes else []
+    return lines + [screen.paint(f"    {'+' if t.better else '-'} {t.text}", "green" if t.better else "red") for t in changes]
+
+
 def _groupings(explained: Explained, screen: Screen) -> list[str]:
     now = explained.layout
     if len({grouping.shown for grouping in explained.groupings}) == 1:
         return ["All three groupings (node, root-complex, switch) would show this guest the same."]
-    rows, trades = [], []
+    rows: list[tuple[str, ...]] = []
+    trades: list[str] = []
     for grouping in explained.groupings:
         mine = grouping.group_by is explained.result.group_by
         name = f"{'*' if mine else ' '} {grouping.group_by.value}"
         shown = grouping.shown
         if shown is None:
             rows.append((name, "-", "-", "-", "-"))
-            trades.append(f"  {grouping.group_by.value} instead: {trade(now, grouping)}")
+            trades += _trade(now, grouping, screen)
             continue
         link = LINK_BELOW_ROOT_PORT if not shown.behind_switch else f"{LINK_BELOW_SWITCH} for {shown.behind_switch} of {shown.devices}"
         rows.append((name, str(shown.expanders), f"{shown.right} of {shown.pairs}", link, f"{shown.atomics} of {shown.devices}"))
-        change = trade(now, grouping)
-        if change and not mine:
-            trades.append(f"  {grouping.group_by.value} instead: {change}")
+        if not mine:
+            trades += _trade(now, grouping, screen)
     lines = screen.table(rows, ("  GROUP-BY", "EXPANDERS", "PAIRS AS ON HOST", "LINK SHOWN", "ATOMICOPS KEPT"))
     lines += trades
     near = [pair for pair in now.wrong if pair.host in (Distance.PIX, Distance.PXB)]
@@ -202,5 +215,5 @@ def _groupings(explained: Explained, screen: Screen) -> list[str]:
             lines.append(f"  and {len(wrong) - _SHOWN_PAIRS} more (--json has them all)")
     switch = next((grouping for grouping in explained.groupings if grouping.group_by is GroupBy.SWITCH), None)
     if near and switch is not None and switch.shown is not None and switch.shown.right > now.right:
-        lines += ["", "NCCL uses GPUDirect RDMA by itself up to PXB, not at PHB: group-by='switch' may be worth its price here."]
+        lines += ["", "NCCL uses GPUDirect RDMA by itself up to PXB, not at PHB: switch may be worth its price here", *_how(explained)]
     return lines

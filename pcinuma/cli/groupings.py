@@ -122,20 +122,29 @@ def shown_by(result: Result, pools: frozenset[str], topology: Topology) -> Shown
     )
 
 
-def trade(now: Shown, other: Grouping) -> str:
-    """What the guest would gain and lose under another grouping, in a sentence; empty if nothing would change."""
+@dataclass(frozen=True)
+class Trade:
+    """One thing that another grouping would change for the guest, for the better or for the worse."""
+
+    better: bool
+    text: str
+
+
+def trade(now: Shown, other: Grouping) -> list[Trade]:
+    """What the guest would gain and lose under another grouping."""
     if other.shown is None:
-        return other.message or Reason.NO_ROOM.sentence
-    parts = []
-    if other.shown.right != now.right:
-        word = "gains" if other.shown.right > now.right else "loses"
-        parts.append(f"{word} {abs(other.shown.right - now.right)} of {now.pairs} pairs at the host's distance")
-    if other.shown.behind_switch != now.behind_switch:
-        more = other.shown.behind_switch - now.behind_switch
-        link = LINK_BELOW_SWITCH if more > 0 else LINK_BELOW_ROOT_PORT
-        parts.append(f"{count(abs(more), 'device')} would show a link of {link}")
-    if other.shown.atomics != now.atomics:
-        lost = now.atomics - other.shown.atomics
-        verb = "lose" if lost > 0 else "gain"
-        parts.append(f"{count(abs(lost), 'device')} would {verb} AtomicOps (AMD's ROCm needs them)")
-    return "; ".join(parts)
+        return [Trade(False, other.message or Reason.NO_ROOM.sentence)]
+    trades = []
+    pairs = other.shown.right - now.right
+    if pairs:
+        word = "more" if pairs > 0 else "fewer"
+        trades.append(Trade(pairs > 0, f"{abs(pairs)} {word} of {now.pairs} pairs of devices at the host's distance"))
+    links = other.shown.behind_switch - now.behind_switch
+    if links:
+        link = LINK_BELOW_SWITCH if links > 0 else LINK_BELOW_ROOT_PORT
+        trades.append(Trade(links < 0, f"{count(abs(links), 'device')} would show a link of {link}, which NCCL computes bandwidths from"))
+    atomics = other.shown.atomics - now.atomics
+    if atomics:
+        verb = "gain" if atomics > 0 else "lose"
+        trades.append(Trade(atomics > 0, f"{count(abs(atomics), 'device')} would {verb} AtomicOps, which AMD's ROCm needs"))
+    return trades

@@ -185,6 +185,21 @@ def test_a_device_that_is_attached_to_the_definition_goes_to_its_place(host: Pri
         assert "has no such device" in pcinuma("detach", "vm1", NIC_0, exit_code=1)
 
 
+def test_a_running_guest_and_its_definition_get_a_device_together(host: PrivateLibvirt, pcinuma: Command, tmp_path: Path) -> None:
+    domain = host.connect().defineXML(guest("vm1"))
+    domain.create()
+    nic = tmp_path / "nic.xml"
+    nic.write_text("<interface type='user'><mac address='52:54:00:00:00:02'/><model type='virtio'/></interface>")
+    with RunningDaemon(host):
+        text = pcinuma("attach", "vm1", str(nic))
+    assert "attached to the running guest" in text
+    assert "in the definition" in text
+    assert "52:54:00:00:00:02" in domain.XMLDesc(0)
+    assert "52:54:00:00:00:02" in inactive(domain)
+    assert "is no passthrough device" in pcinuma("detach", "vm1", str(nic), exit_code=2)
+    domain.destroy()
+
+
 def test_check_passes_once_hook_and_daemon_are_there(host: PrivateLibvirt, pcinuma: Command) -> None:
     host.connect().defineXML(guest("old", ALL))
     found = {finding["check"]: finding["level"] for finding in pcinuma.json("check", exit_code=1)["findings"]}

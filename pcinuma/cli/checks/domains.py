@@ -68,5 +68,5 @@ def _gain(source: DomainSource, root: Path, topology: Topology) -> Optional[str]
     now = shown_by(place(source.xml, source.request(root)), frozenset(source.pools), topology)
     for grouping in groupings(source, root, topology):
         if grouping.group_by is GroupBy.SWITCH and grouping.shown is not None and grouping.shown.right > now.right:
-            return f"group-by switch {trade(now, grouping)}"
+            return "group-by switch: " + "; ".join(t.text for t in trade(now, grouping))
     return None
