@@ -123,13 +123,6 @@ have_qemu() {
     have "qemu-system-${machine%le}" || have qemu-kvm || have kvm || [ -x /usr/libexec/qemu-kvm ]
 }
 
-missing_modules() {
-    local pair
-    for pair in "${MODULES[@]}"; do
-        [ -x "$PYTHON" ] && "$PYTHON" -I -c "import ${pair%%:*}" 2>/dev/null || printf '%s\n' "${pair#*:}"
-    done
-}
-
 hook_is_ours() {
     [ -f "$1" ] && [ ! -L "$1" ] && grep -q "^$HOOK_MARK" "$1"
 }
@@ -160,19 +153,29 @@ start_of() {
 
 # --- packages ---------------------------------------------------------------------------------------------------------
 
-packages_for_libvirt() {
+WANTED=()   # packages that are missing
+
+want_python() {
+    local pair
+    [ -x "$PYTHON" ] || WANTED+=(python3)
+    for pair in "${MODULES[@]}"; do
+        [ -x "$PYTHON" ] && "$PYTHON" -I -c "import ${pair%%:*}" 2>/dev/null || WANTED+=("${pair#*:}")
+    done
+}
+
+want_libvirt() {
     case $TOOL in
-        apt) printf '%s\n' libvirt-daemon-system libvirt-clients dnsmasq-base ;;
-        dnf) printf '%s\n' libvirt-daemon-kvm libvirt-client ;;
+        apt) WANTED+=(libvirt-daemon-system libvirt-clients dnsmasq-base) ;;
+        dnf) WANTED+=(libvirt-daemon-kvm libvirt-client) ;;
     esac
 }
 
-packages_for_qemu() {
+want_qemu() {
     case $TOOL-$(uname -m) in
-        apt-x86_64) printf '%s\n' qemu-system-x86 qemu-utils ovmf ;;
-        apt-aarch64) printf '%s\n' qemu-system-arm qemu-utils qemu-efi-aarch64 ;;
-        apt-ppc64le) printf '%s\n' qemu-system-ppc qemu-utils ;;
-        dnf-*) printf '%s\n' qemu-kvm ;;
+        apt-x86_64) WANTED+=(qemu-system-x86 qemu-utils ovmf) ;;
+        apt-aarch64) WANTED+=(qemu-system-arm qemu-utils qemu-efi-aarch64) ;;
+        apt-ppc64le) WANTED+=(qemu-system-ppc qemu-utils) ;;
+        dnf-*) WANTED+=(qemu-kvm) ;;
     esac
 }
 
@@ -187,48 +190,49 @@ find_package_tool() {
 }
 
 install_packages() {
-    STEP="installing packages ($*)"
-    printf '  installing packages: %s ...\n' "$*"
+    [ ${#WANTED[@]} -gt 0 ] || return 0
+    STEP="installing packages (${WANTED[*]})"
+    printf '  installing packages: %s ...\n' "${WANTED[*]}"
     if [ "$TOOL" = apt ]; then
         export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l APT_LISTCHANGES_FRONTEND=none
         quietly apt-get -q update || note "apt-get update failed (above); used the package lists as they were"
-        quietly apt-get -qy -o DPkg::Lock::Timeout=300 --no-install-recommends install "$@"
+        quietly apt-get -qy -o DPkg::Lock::Timeout=300 --no-install-recommends install "${WANTED[@]}"
     else
-        if [[ " $* " == *" python3-structlog "* ]] && ! quietly dnf -q list python3-structlog 2>/dev/null; then
+        if [[ " ${WANTED[*]} " == *" python3-structlog "* ]] && ! quietly dnf -q list python3-structlog 2>/dev/null; then
             die "python3-structlog is in EPEL here, which this host does not use: 'dnf install epel-release' (or your mirror of it), then run it again"
         fi
-        quietly dnf -qy install "$@"
+        quietly dnf -qy install "${WANTED[@]}"
     fi
-    did "packages: $*"
+    did "packages: ${WANTED[*]}"
 }
 
 check_python() {
+    local pair
     "$PYTHON" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
         die "$PYTHON is $("$PYTHON" -V 2>&1); pcinuma needs the distribution's own Python to be 3.9 or newer"
+    for pair in "${MODULES[@]}"; do
+        quietly "$PYTHON" -I -c "import ${pair%%:*}" || die "$PYTHON cannot import ${pair%%:*}, though ${pair#*:} is installed (above)"
+    done
 }
 
 step_packages() {
-    local wanted=()
     STEP="looking for what is installed"
-    [ -x "$PYTHON" ] || wanted+=(python3)
-    mapfile -t -O ${#wanted[@]} wanted < <(missing_modules)
+    want_python
     if [ "$PACKAGES" = no ]; then
-        [ ${#wanted[@]} -eq 0 ] || die "missing: ${wanted[*]} (as Debian and Fedora name them)"
+        [ ${#WANTED[@]} -eq 0 ] || die "missing: ${WANTED[*]} (as Debian and Fedora name them)"
     else
         find_package_tool
-        if ! have_libvirt; then
-            mapfile -t -O ${#wanted[@]} wanted < <(packages_for_libvirt)
-        fi
+        have_libvirt || want_libvirt
         # Where libvirt shows by its socket alone, QEMU is where libvirt is: elsewhere.
         if ! have_qemu && { ! have_libvirt || have libvirtd || have virtqemud; }; then
-            mapfile -t -O ${#wanted[@]} wanted < <(packages_for_qemu)
+            want_qemu
         fi
-        [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+        install_packages
     fi
     check_python
-    if [ ${#wanted[@]} -gt 0 ]; then
+    if [ ${#WANTED[@]} -gt 0 ]; then
         mkdir -p "$LIB"
-        printf '%s\n' "${wanted[@]}" >>"$LIB/installed-packages"
+        printf '%s\n' "${WANTED[@]}" >>"$LIB/installed-packages"
     fi
 }
 
@@ -437,14 +441,15 @@ step_daemon() {
 
 step_next() {
     local line nodes
+    STEP="saying what to do next"
     if [ ${#DID[@]} -eq 0 ]; then
         echo "Everything is in place already; nothing was changed."
     else
         echo "pcinuma $VERSION is installed."
     fi
     # Only of use where there is something to tell apart.
-    nodes=$(find /sys/devices/system/node -maxdepth 1 -name 'node[0-9]*' 2>/dev/null | wc -l)
-    if [ "$nodes" -le 1 ]; then
+    nodes=(/sys/devices/system/node/node[0-9]*)
+    if [ ${#nodes[@]} -le 1 ]; then
         note "this host has one NUMA node, so guests see no difference; $0 --demo shows one on a virtual two-socket host"
     fi
     for line in ${NOTES[@]+"${NOTES[@]}"}; do
@@ -579,20 +584,19 @@ uninstall() {
 # --- the demonstration ------------------------------------------------------------------------------------------------
 
 demo() {
-    local wanted=() item
+    local item
     [ -e "$SOURCE/pcinuma/__main__.py" ] || die "run it from a checkout of pcinuma"
     if [ "$PACKAGES" = yes ]; then
         find_package_tool
-        [ -x "$PYTHON" ] || wanted+=(python3)
-        mapfile -t -O ${#wanted[@]} wanted < <(missing_modules)
-        have_libvirt || mapfile -t -O ${#wanted[@]} wanted < <(packages_for_libvirt)
-        have_qemu || mapfile -t -O ${#wanted[@]} wanted < <(packages_for_qemu)
+        want_python
+        have_libvirt || want_libvirt
+        have_qemu || want_qemu
         if [ "$TOOL" = apt ]; then
             for item in busybox:busybox-static cpio:cpio zstd:zstd xz:xz-utils modprobe:kmod ip:iproute2; do
-                have "${item%%:*}" || wanted+=("${item#*:}")
+                have "${item%%:*}" || WANTED+=("${item#*:}")
             done
         fi
-        [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+        install_packages
     fi
     check_python
     STEP="" # from here on the demonstration speaks for itself
