@@ -72,13 +72,13 @@ class Daemon:
         self.options = options
         self.settings = settings
         self.notifier = systemd.Notifier()
-        self._stop = asyncio.Event()
         self._code = EXIT_DONE
 
     async def run(self, listener: socket.socket) -> int:
         """Serve until told to stop; return the exit code."""
         options = self.options
         loop = asyncio.get_running_loop()
+        self._stop = asyncio.Event()  # Python 3.9 binds it to the loop that runs
         known = state.load(options.state)
         state_file = state.StateFile(options.state, known)
         threads = ThreadPoolExecutor(LIBVIRT_THREADS, "libvirt")

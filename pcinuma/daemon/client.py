@@ -63,8 +63,7 @@ def call(method: str, parameters: Optional[Mapping[str, Any]] = None, timeout: f
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
-            connection.settimeout(timeout)
-            connection.connect(str(path))
+            _connect(connection, path, deadline)
             connection.sendall(encode(method, parameters))
             return decode(_receive(connection, deadline))
         except (FileNotFoundError, ConnectionRefusedError):
@@ -79,6 +78,18 @@ def call(method: str, parameters: Optional[Mapping[str, Any]] = None, timeout: f
             raise DaemonError(
                 f"talking to the daemon failed ({error.strerror or error})", subject=str(path), hint="see: journalctl -u pcinuma"
             ) from None
+
+
+def _connect(connection: socket.socket, path: Path, deadline: float) -> None:
+    while True:
+        connection.settimeout(max(0.001, deadline - time.monotonic()))
+        try:
+            connection.connect(str(path))
+            return
+        except BlockingIOError:  # the daemon's queue is full
+            if time.monotonic() > deadline:
+                raise socket.timeout from None
+            time.sleep(0.01)
 
 
 def _receive(connection: socket.socket, deadline: float) -> bytes:

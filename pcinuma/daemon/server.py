@@ -24,8 +24,10 @@ from pcinuma.daemon.log import log
 from pcinuma.errors import DaemonError, PcinumaError
 
 MESSAGE_TIME = 10.0
-MAX_CONNECTIONS = 256
-BACKLOG = 256
+MAX_ANSWERED = 256
+"""Connections that are served at a time; more wait for their turn, up to MAX_CONNECTIONS in all."""
+MAX_CONNECTIONS = 768
+BACKLOG = 1024
 _CHUNK = 65536
 _VARLINK = "org.varlink.service"
 
@@ -85,11 +87,12 @@ class Server:
         }
         self._allowed = {0, os.geteuid()}
         self._connections: set[asyncio.Task[None]] = set()
+        self._turns = asyncio.Semaphore(MAX_ANSWERED)
         self._server: Optional[asyncio.AbstractServer] = None
 
     async def start(self, listener: socket.socket) -> None:
         """Accept connections from now on."""
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_CHUNK)
+        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_CHUNK, backlog=BACKLOG)
 
     async def stop(self) -> None:
         """Accept no more connections and end those that there are; calls that are being answered get a moment to end."""
@@ -108,7 +111,8 @@ class Server:
                 log.warning("connection refused: too many", connections=len(self._connections))
                 return
             self._connections.add(task)
-            await self._converse(reader, writer, _peer(writer))
+            async with self._turns:
+                await self._converse(reader, writer, _peer(writer))
         except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
             log.debug("connection ended", error=str(error) or type(error).__name__)
         finally:

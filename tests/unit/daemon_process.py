@@ -1,0 +1,93 @@
+"""pcinumad as a process without a libvirt to talk to: what it answers from sysfs, and how it starts and stops."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Optional
+
+import psutil
+
+from tests.hosts.build import GPU, NIC, Host
+
+CHECKOUT = Path(__file__).parents[2]
+NO_LIBVIRT = "qemu+unix:///system?socket=/nonexistent/libvirt-sock"
+
+
+def two_node_host(directory: Path) -> Path:
+    """17:00.0 and 18:00.0 on node 0, b3:00.0 and b4:00.0 on node 1."""
+    host = Host().node(0, "0").node(1, "1")
+    for name, node, bus in (("pci0000:16", 0, 0x17), ("pci0000:b2", 1, 0xB3)):
+        root = host.rc(name, node=node)
+        root.port(f"{bus - 1:02x}:00.0").device(f"{bus:02x}:00.0", GPU)
+        root.port(f"{bus - 1:02x}:02.0").device(f"{bus + 1:02x}:00.0", NIC)
+    return host.write(directory)
+
+
+def write_state(folder: Path, **content: Any) -> None:
+    """A state in which nothing existed before the first start."""
+    folder.mkdir(exist_ok=True)
+    state = {"version": 1, "existing": [], "enabled": [], "disabled": [], "domains": {}, **content}
+    (folder / "state.json").write_text(json.dumps(state))
+
+
+class DaemonProcess:
+    """A running pcinumad below ``base``, which gets ``socket``, ``state/`` and ``daemon.log``. Use it as a context manager."""
+
+    def __init__(self, base: Path, root: Path) -> None:
+        self.base = base
+        self.root = root
+        self.socket = base / "socket"
+        self.state = base / "state"
+        self.process: Optional[subprocess.Popen[bytes]] = None
+
+    def command(self, *options: str) -> list[str]:
+        places = ["--socket", str(self.socket), "--state", str(self.state), "--root", str(self.root), "--uri", NO_LIBVIRT]
+        return [sys.executable, "-m", "pcinuma.daemon", *places, *options]
+
+    def __enter__(self) -> DaemonProcess:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def start(self, environment: Optional[dict[str, str]] = None) -> None:
+        """Start it and wait until it listens."""
+        with (self.base / "daemon.log").open("ab") as log:
+            env = {**os.environ, **(environment or {})}
+            self.process = subprocess.Popen(self.command(), cwd=CHECKOUT, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        self.await_log("started")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Stop it by a signal; its exit code."""
+        assert self.process is not None
+        process, self.process = self.process, None
+        process.send_signal(number)
+        return process.wait(20)
+
+    def log(self) -> str:
+        return (self.base / "daemon.log").read_text()
+
+    def await_log(self, text: str, times: int = 1, timeout: float = 30) -> None:
+        """Wait until it has logged ``text``."""
+        deadline = time.monotonic() + timeout
+        while self.log().count(text) < times:
+            assert self.process is None or self.process.poll() is None, f"the daemon ended: {self.log()}"
+            assert time.monotonic() < deadline, f"not in the log: {text!r}: {self.log()}"
+            time.sleep(0.01)
+
+    def resident(self) -> int:
+        """Its memory in bytes."""
+        assert self.process is not None
+        return int(psutil.Process(self.process.pid).memory_info().rss)

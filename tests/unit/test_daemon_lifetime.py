@@ -1,0 +1,128 @@
+"""How pcinumad starts, stops and reloads: with systemd, without it, after a crash, and never twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from pcinuma.daemon import client
+from pcinuma.errors import EXIT_UNUSABLE
+from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
+
+
+AS_SYSTEMD = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+@pytest.fixture
+def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DaemonProcess:
+    """One that was not started yet."""
+    monkeypatch.setenv("PCINUMA_SOCKET", str(tmp_path / "socket"))
+    return DaemonProcess(tmp_path, two_node_host(tmp_path / "host"))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_stops_cleanly(daemon: DaemonProcess, number: int) -> None:
+    daemon.start()
+    assert client.call("Status")["libvirt"]["connected"] is False
+    began = time.monotonic()
+    assert daemon.stop(number) == 0
+    assert time.monotonic() - began < 5
+    assert not daemon.socket.exists()
+    assert "stopped" in daemon.log()
+    assert "Traceback" not in daemon.log()
+
+
+def test_it_starts_again_after_it_was_killed(daemon: DaemonProcess) -> None:
+    daemon.start()
+    daemon.stop(signal.SIGKILL)
+    assert daemon.socket.exists()
+    with daemon:
+        daemon.await_log("started", 2)
+        assert client.call("Status")["version"]
+
+
+def test_there_is_never_a_second_one(daemon: DaemonProcess) -> None:
+    with daemon:
+        second = subprocess.run(daemon.command(), cwd=CHECKOUT, capture_output=True, text=True, timeout=30, check=False)
+        assert second.returncode == 1
+        assert "another pcinumad is running" in second.stderr
+        assert client.call("Status")["version"], "the first one's socket is still its own"
+
+
+def test_a_configuration_that_cannot_be_used_is_an_error_that_names_the_file(daemon: DaemonProcess) -> None:
+    folder = daemon.root / "etc/pcinuma"
+    folder.mkdir(parents=True)
+    (folder / "pcinuma.conf").write_text("[placement]\npolcy = off\n")
+    refused = subprocess.run(daemon.command(), cwd=CHECKOUT, capture_output=True, text=True, timeout=30, check=False)
+    assert refused.returncode == EXIT_UNUSABLE
+    assert "pcinuma.conf" in refused.stderr
+    assert "polcy" in refused.stderr
+
+
+def test_a_hangup_reads_the_configuration_again_and_keeps_the_old_one_if_it_is_unusable(daemon: DaemonProcess) -> None:
+    folder = daemon.root / "etc/pcinuma"
+    folder.mkdir(parents=True)
+    with daemon:
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.await_log("configuration read again")
+        (folder / "pcinuma.conf").write_text("[placement]\npolcy = off\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.await_log("configuration not read again")
+        assert client.call("Status")["version"]
+
+
+def test_systemd_hears_that_it_is_ready_alive_and_stopping(daemon: DaemonProcess) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(daemon.base / "notify"))
+        systemd.settimeout(20)
+        daemon.start({"NOTIFY_SOCKET": str(daemon.base / "notify"), "WATCHDOG_USEC": "400000"})
+        heard = [systemd.recv(1000).decode() for _ in range(6)]
+        assert heard[0].startswith("READY=1")
+        assert "WATCHDOG=1" in heard
+        assert any(message.startswith("STATUS=waiting for libvirt") for message in heard)
+        assert daemon.stop() == 0
+        while "STOPPING=1" not in heard:
+            heard.append(systemd.recv(1000).decode())
+
+
+def test_systemd_may_hand_over_the_socket_which_then_outlives_the_daemon(daemon: DaemonProcess) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(daemon.socket))
+        listener.listen(8)
+        argv = [sys.executable, "-c", AS_SYSTEMD, str(listener.fileno()), *daemon.command()]
+        with (daemon.base / "daemon.log").open("ab") as log:
+            daemon.process = subprocess.Popen(argv, cwd=CHECKOUT, pass_fds=[listener.fileno()], stdout=log, stderr=log)
+        daemon.await_log("started")
+        assert client.call("Status")["version"]
+        assert daemon.stop() == 0
+        assert daemon.socket.exists()
+
+
+def test_on_the_journal_each_line_has_its_priority(daemon: DaemonProcess) -> None:
+    (daemon.base / "daemon.log").touch()
+    status = os.stat(daemon.base / "daemon.log")
+    daemon.start({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"})
+    daemon.await_log("libvirt cannot be reached")
+    daemon.stop()
+    lines = daemon.log().splitlines()
+    assert [line[:3] for line in lines if "libvirt cannot be reached" in line] == ["<4>"]
+    assert all(line[:3] in ("<6>", "<4>") for line in lines), lines
+
+
+def test_it_is_small(daemon: DaemonProcess) -> None:
+    with daemon:
+        client.call("Status")
+        assert daemon.resident() < 60e6
