@@ -18,6 +18,13 @@ from pcinuma.lab import LabError
 from pcinuma.lab.layout import EXPANDERS, ROOTS, Controller, Device, Layout
 
 _BUILT_IN = {"q35": {PciAddress(0, 0, 0x1F, function) for function in (0, 2, 3)}, "pc": {PciAddress(0, 0, 1, n) for n in (0, 1, 3)}}
+_OPTIONS = {
+    "q35": ["-machine", "q35", "-cpu", "max"],
+    "pc": ["-machine", "pc", "-cpu", "max"],
+    "virt": ["-machine", "virt,gic-version=2", "-cpu", "cortex-a57"],
+    # VOF starts the kernel at once, where SLOF takes 20 s. TCG has none of these four capabilities.
+    "pseries": ["-machine", "pseries,x-vof=on,cap-cfpc=broken,cap-sbbc=broken,cap-ibs=broken,cap-ccf-assist=off", "-cpu", "POWER9"],
+}
 _OTHER = "virtio-serial-pci"
 
 
@@ -64,11 +71,11 @@ def kinds_of(layout: Layout, root: Path) -> dict[str, Endpoint]:
 def hardware(layout: Layout, kinds: Mapping[str, Endpoint], *, accel: str = "tcg", gpu_bar_mib: int = 16) -> list[str]:
     """QEMU's arguments for the machine, its cells, controllers and devices. ``gpu_bar_mib``: the size of a GPU's big BAR."""
     machine = _machine(layout.machine)
-    argv = ["-accel", accel, "-machine", machine, "-cpu", "max", *_cells(layout.cells)]
+    argv = ["-accel", accel, *_OPTIONS[machine], *_cells(layout.cells, 256 if machine == "pseries" else 1)]
     for controller in _parents_first(layout):
         argv += ["-device", _bridge(controller, machine)]
     for number, device in enumerate(layout.devices):
-        if device.address in _BUILT_IN[machine]:
+        if device.address in _BUILT_IN.get(machine, ()):
             continue
         kind = kinds[device.source] if device.source is not None else None
         argv += _endpoint(device, kind, number, machine, gpu_bar_mib)
@@ -86,13 +93,16 @@ def _machine(name: str) -> str:
         return "q35"
     if name == "pc" or "i440fx" in name:
         return "pc"
-    raise LabError("the lab boots q35 and i440fx guests only", subject=name)
+    family = name.split("-")[0]
+    if family in ("virt", "pseries"):
+        return family
+    raise LabError("the lab boots guests of the machines q35, pc, virt and pseries only", subject=name)
 
 
-def _cells(cells: Mapping[int, int]) -> list[str]:
+def _cells(cells: Mapping[int, int], granule: int) -> list[str]:
     if not cells:
         return ["-smp", "1", "-m", "512"]
-    each = max(512 // len(cells), 128)
+    each = -(-max(512 // len(cells), 128) // granule) * granule
     manned = [cell for cell in sorted(cells) if cells[cell]] or [min(cells)]
     argv = ["-smp", str(len(manned)), "-m", str(each * len(cells))]
     for cell in sorted(cells):
@@ -103,10 +113,10 @@ def _cells(cells: Mapping[int, int]) -> list[str]:
 
 def _parents_first(layout: Layout) -> Sequence[Controller]:
     ordered: list[Controller] = []
-    waiting = [controller for _, controller in sorted(layout.controllers.items()) if controller.model not in ROOTS]
+    waiting = [controller for index, controller in sorted(layout.controllers.items()) if index or controller.model not in ROOTS]
     known = {0}
     while waiting:
-        ready = [item for item in waiting if item.address is not None and item.address.bus in known]
+        ready = [item for item in waiting if item.model in ROOTS or (item.address is not None and item.address.bus in known)]
         if not ready:
             raise LabError("these PCI controllers hang on none", subject=", ".join(str(item.index) for item in waiting))
         ordered += ready
@@ -116,11 +126,16 @@ def _parents_first(layout: Layout) -> Sequence[Controller]:
 
 
 def _where(address: PciAddress, multifunction: bool, machine: str) -> str:
-    bus = ("pcie.0" if machine == "q35" else "pci.0") if address.bus == 0 else f"pci.{address.bus}"
+    bus = ("pcie.0" if machine in ("q35", "virt") else "pci.0") if address.bus == 0 else f"pci.{address.bus}"
+    if machine == "pseries" and address.bus:
+        bus += ".0"
     return f"bus={bus},addr={address.slot:#x}.{address.function:#x}" + (",multifunction=on" if multifunction else "")
 
 
 def _bridge(controller: Controller, machine: str) -> str:
+    if controller.model in ROOTS:
+        node = f",numa_node={controller.cell}" if controller.cell is not None else ""
+        return f"spapr-pci-host-bridge,index={controller.phb},id=pci.{controller.index}{node}"
     assert controller.address is not None
     where = f"id=pci.{controller.index}," + _where(controller.address, controller.multifunction, machine)
     chassis = controller.chassis if controller.chassis is not None else controller.index

@@ -70,18 +70,18 @@ def _is_static(binary: Path) -> bool:
     return b"/ld-linux" not in binary.read_bytes()[:4096]
 
 
-def tree_image(init: str = TREE_INIT, extra: Optional[Mapping[str, bytes]] = None) -> bytes:
-    """The archive of a guest that needs no modules."""
-    return image({"init": init.encode(), **(extra or {})})
+def tree_image(init: str = TREE_INIT, extra: Optional[Mapping[str, bytes]] = None, box: Optional[Path] = None) -> bytes:
+    """The archive of a guest that needs no modules. ``box``: the busybox of another architecture."""
+    return image({"init": init.encode(), **(extra or {})}, box)
 
 
-def image(files: Mapping[str, bytes]) -> bytes:
+def image(files: Mapping[str, bytes], box: Optional[Path] = None) -> bytes:
     """An archive with busybox and ``files`` (path -> content; all of them executable)."""
     archive = _Archive()
     for folder in ("bin", "dev", "proc", "sys", "tmp", "mnt", "lib", "run"):
         archive.folder(folder)
     archive.console()
-    archive.file("bin/busybox", busybox().read_bytes())
+    archive.file("bin/busybox", (box or busybox()).read_bytes())
     for applet in _APPLETS:
         archive.link("bin/" + applet, "busybox")
     for path in sorted(files):

@@ -22,7 +22,8 @@ EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
 
 @dataclass(frozen=True)
 class Controller:
-    """A PCI controller. ``bus_nr`` and ``cell`` are an expander's; ``address`` is None for the roots."""
+    """A PCI controller. ``bus_nr`` and ``cell`` are an expander's; ``address`` is None for the roots; ``phb`` is the index that pseries
+    knows a PCI host bridge by, and the PCI domain under which Linux shows it."""
 
     index: int
     model: str
@@ -33,6 +34,7 @@ class Controller:
     cell: Optional[int]
     chassis: Optional[int]
     port: Optional[int]
+    phb: Optional[int] = None
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Layout:
             assert controller.address is not None
             steps.insert(0, Devfn(controller.address.slot, controller.address.function))
             controller = self._controller(controller.address.bus)
+        if controller.index:
+            return PciPath(f"{controller.phb:04x}:00", tuple(steps))
         return PciPath(MAIN_ROOT, tuple(steps))
 
     def _controller(self, index: int) -> Controller:
@@ -153,6 +157,7 @@ def _controller(element: etree._Element) -> Controller:
         cell=int(node) if node is not None else None,
         chassis=_number(target, "chassis") or _number(target, "chassisNr"),
         port=_number(target, "port"),
+        phb=_number(target, "index"),
     )
 
 
