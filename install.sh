@@ -74,8 +74,7 @@ die() {
 
 report_progress() {
     if [ ${#DID[@]} -gt 0 ]; then
-        printf '%s: done before that and kept: %d steps, listed above; run it again when the cause is mended\n' \
-            "$SELF" ${#DID[@]} >&2
+        printf '%s: what is listed above is done and kept; run it again when the cause is mended\n' "$SELF" >&2
     fi
 }
 
