@@ -45,7 +45,8 @@ _pcinuma() {
 _pcinuma_words() {
     case $1 in
         commands) echo "status plan apply revert enable disable policy verify explain topology attach detach place check capture proxy demo --help --version" ;;
-        status | verify | check | proxy) echo "--help --json" ;;
+        status | verify | check) echo "--help --json" ;;
+        proxy) echo "--help --root --json" ;;
         plan) echo "--help --all --replan --diff --json" ;;
         apply) echo "--help --all --replan --dry-run --json" ;;
         revert) echo "--help --all --dry-run --json" ;;

@@ -12,8 +12,8 @@ examples:
   sudo pcinuma proxy enable      clients of libvirt's socket go through the proxy from now on
   sudo pcinuma proxy disable     libvirt's socket is libvirt's again
 
-Running guests are not touched by either. A single client can use the proxy without this: virsh -c
-'qemu+unix:///system?socket=/run/pcinuma/libvirt-sock'.
+Either restarts libvirt's daemon: its clients connect anew, running guests are not touched. A single client can use the proxy without
+this: virsh -c 'qemu+unix:///system?socket=/run/pcinuma/libvirt-sock'
 """
 
 
@@ -25,6 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("status", "say whether the proxy is on libvirt's socket, and whether it runs"),
     ):
         command = actions.add_parser(action, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        command.add_argument("--root", metavar="DIR", help="look and write below DIR, and leave the running system alone (for packagers)")
         if action == "status":
             command.add_argument("--json", action="store_true", help="plain data")
 
@@ -32,4 +33,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from pcinuma.proxy import switch
 
-    return switch.main([args.action, *(["--json"] if getattr(args, "json", False) else [])])
+    words = [args.action, *(["--root", args.root] if args.root else []), *(["--json"] if getattr(args, "json", False) else [])]
+    return switch.main(words)
