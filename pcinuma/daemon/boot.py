@@ -24,8 +24,8 @@ UNPLACED = "it starts with its devices where they were before; the placement cou
 class Boot:
     """What is about to boot.
 
-    ``standing``: the report on the XML as it is. ``placed``: the XML that it should be, None if it is that already. ``refusal``: the sentence that
-    refuses the start.
+    ``standing``: the report on the XML as it is. ``placed``: the XML that it should be, None if it is that already.
+    ``refusal``: the sentence that refuses the start.
     """
 
     domain: Domain

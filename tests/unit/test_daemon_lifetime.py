@@ -16,7 +16,6 @@ from pcinuma.daemon import client
 from pcinuma.errors import EXIT_UNUSABLE
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
 
-
 AS_SYSTEMD = """
 import os, sys
 os.dup2(int(sys.argv[1]), 3)
