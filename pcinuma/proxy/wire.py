@@ -68,6 +68,9 @@ class Header(NamedTuple):
     serial: int
     status: int
 
+    def encode(self) -> bytes:
+        return _HEADER.pack(*self)
+
     @property
     def carries_descriptors(self) -> bool:
         return self.kind in _WITH_DESCRIPTORS
