@@ -1,6 +1,6 @@
 """Other versions of libvirt and QEMU: Debian releases as chroots, made by debootstrap from the mirror that apt uses here.
 
-A chroot is made once and kept (about 650 MB each) in :func:`folder`. It holds libvirt, QEMU and what pcinuma needs to run inside with
+A chroot is made once and kept (about 900 MB each) in :func:`folder`. It holds libvirt, QEMU and what pcinuma needs to run inside with
 the release's own Python; :class:`~tests.libvirt.harness.PrivateLibvirt` runs it (``root=``). Nothing is installed on this machine:
 where debootstrap is missing, its package is unpacked into the same folder.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = (
-    *("libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "iproute2", "kmod"),
+    *("libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "qemu-system-arm", "qemu-system-ppc", "iproute2", "kmod"),
     *("python3", "python3-libvirt", "python3-lxml", "python3-psutil", "python3-structlog"),
 )
 

@@ -67,9 +67,10 @@ class RunningDaemon:
 
     def _answers(self, connected: bool) -> bool:
         try:
-            return not connected or bool(self.call("Status")["libvirt"]["connected"])
+            status = self.call("Status")
         except DaemonError:
             return False
+        return not connected or bool(status["libvirt"]["connected"])
 
     def kill(self, number: int = signal.SIGKILL) -> None:
         """End it by a signal and wait until it is gone."""

@@ -36,11 +36,19 @@ def test_there_is_a_file_for_every_placed_case() -> None:
     assert {f"{name}-out.xml" for name in NAMES} <= {file.name for file in FOLDER.glob("*-out.xml")}
 
 
+def require_emulator(host: PrivateLibvirt, golden: Path) -> None:
+    """libvirt takes a domain only if the QEMU of its architecture is there."""
+    architecture = etree.fromstring(golden.read_bytes()).find("os/type").get("arch", "x86_64")
+    if not (host.root / f"usr/bin/qemu-system-{architecture}").exists():
+        pytest.skip(f"qemu-system-{architecture} is not installed")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_libvirt_keeps_it_as_it_is(
     name: str, libvirt_host: PrivateLibvirt, connection: libvirt.virConnect, tmp_path: Path
 ) -> None:
     golden = FOLDER / f"{name}-out.xml"
+    require_emulator(libvirt_host, golden)
     libvirt_host.virsh("define", "--validate", golden)
     root = etree.fromstring(golden.read_bytes())
     domain = connection.lookupByName(root.findtext("name"))
@@ -57,7 +65,7 @@ def test_libvirt_keeps_it_as_it_is(
         assert said.address is None or found[0].address == said.address
         assert said.bus_nr is None or found[0].bus_nr == said.bus_nr
     added = [row for row in theirs if row.number not in {said.number for said in ours}]
-    assert {row.model for row in added} <= {"pcie-root", "pcie-root-port"}
+    assert {row.model for row in added if row.number} <= {"pcie-root-port"}
     assert not [row for row in added if row.cell is not None], "libvirt put a port of its own below an expander"
     placed = cells(golden.read_text())
     assert cells(kept) == {**dict.fromkeys(cells(kept)), **placed}, "every placed device is where it was, every other one on the root"
@@ -74,10 +82,13 @@ def test_libvirt_keeps_it_as_it_is(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_nothing_but_passthrough_devices_lands_on_our_ports(name: str, connection: libvirt.virConnect) -> None:
+def test_nothing_but_passthrough_devices_lands_on_our_ports(
+    name: str, libvirt_host: PrivateLibvirt, connection: libvirt.virConnect
+) -> None:
     """libvirt gives a device without an address the first free port by index, ours included."""
-    golden = (FOLDER / f"{name}-out.xml").read_text()
-    domain = connection.defineXML(golden)
+    golden = FOLDER / f"{name}-out.xml"
+    require_emulator(libvirt_host, golden)
+    domain = connection.defineXML(golden.read_text())
     try:
         kept = etree.fromstring(domain.XMLDesc(SECURE))
     finally:
