@@ -472,11 +472,19 @@ placed_definitions() {
 step_revert() {
     [ -x /usr/bin/pcinuma ] || return 0
     STEP="reverting placed domains"
-    local output code=0
+    local output code=0 attempt
     if ! have_libvirt && [ -z "$(placed_definitions)" ]; then
         return 0
     fi
-    output=$(/usr/bin/pcinuma revert --all 2>&1 </dev/null) || code=$?
+    # The daemon may not have found back yet to a libvirt that was just restarted; its pauses are ten seconds at most.
+    for attempt in 1 2 3 4 5; do
+        code=0
+        output=$(/usr/bin/pcinuma revert --all 2>&1 </dev/null) || code=$?
+        if [ "$code" -eq 0 ] || [ "$attempt" -eq 5 ] || ! libvirt_answers; then
+            break
+        fi
+        sleep 3
+    done
     [ -z "$output" ] || printf '%s\n' "$output" | sed 's/^/  /'
     if [ "$code" -ne 0 ] && [ -z "$(placed_definitions)" ] && ! libvirt_answers; then
         # No libvirt to ask, and no definition with a placement: nothing to revert.
@@ -498,8 +506,7 @@ libvirt_answers() {
 
 step_proxy_off() {
     [ -x /usr/bin/pcinuma ] || return 0
-    # It is there by drop-ins only: of libvirt's units, or of ours.
-    compgen -G '/etc/systemd/system/*.d/*pcinuma*' >/dev/null || compgen -G '/etc/systemd/system/pcinuma*.d/*' >/dev/null || return 0
+    compgen -G '/etc/systemd/system/*.d/*pcinuma*' >/dev/null || compgen -G '/etc/systemd/system/pcinuma-proxy-*' >/dev/null || return 0
     STEP="taking the proxy off libvirt's socket"
     if quietly /usr/bin/pcinuma proxy disable; then
         did "proxy disabled"

@@ -104,6 +104,17 @@ def test_the_hardened_proxy_connects_as_its_client(installed: Booted) -> None:
     assert installed.active("pcinuma-proxy.service")
 
 
+def test_the_proxy_switched_onto_libvirts_socket_is_taken_off_it_by_the_uninstaller(installed: Booted) -> None:
+    before = installed.written()
+    installed.run("pcinuma", "proxy", "enable")
+    installed.run("virsh", "-q", "define", "/srv/placed.xml")
+    assert "/etc/systemd/system/libvirtd.socket.d/50-pcinuma.conf" in installed.written() - before
+    said = installed.run("./install.sh", "--purge").stdout
+    assert "proxy disabled" in said and "placed: reverted" in said
+    assert {file for file in installed.written() | links(installed) if "pcinuma" in file} == set()
+    assert installed.run("virsh", "-q", "list", "--all", "--name").stdout.split() == ["placed"]
+
+
 def test_purging_leaves_no_unit_and_no_file(machine: Booted) -> None:
     machine.run("./install.sh", "--no-packages")
     machine.run("systemctl", "start", "pcinuma-proxy.socket")

@@ -1,4 +1,4 @@
-"""What Python 3.9, the oldest that the package runs on, would say of the sources."""
+"""What holds for the sources as a whole: Python 3.9, the oldest that the package runs on, can read them, and no test is forgotten."""
 
 from __future__ import annotations
 
@@ -22,3 +22,9 @@ def test_annotations_are_never_evaluated(source: Path) -> None:
     tree = ast.parse(source.read_text())
     annotated = any(isinstance(node, (ast.AnnAssign, ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(tree))
     assert not annotated or any(isinstance(node, ast.ImportFrom) and node.module == "__future__" for node in tree.body)
+
+
+def test_every_test_is_in_a_part_that_the_test_command_runs() -> None:
+    folders = {file.relative_to(CHECKOUT).parts[1] for file in (CHECKOUT / "tests").rglob("test_*.py")}
+    (line,) = (line for line in (CHECKOUT / "tests/run").read_text().splitlines() if line.startswith("PARTS="))
+    assert folders <= set(line.removeprefix("PARTS=(").rstrip(")").split())
