@@ -1,17 +1,35 @@
-"""The daemon: does it answer, is it this version, does it reach libvirt."""
+"""The daemon: does it answer, is it this version, does it reach libvirt; and the proxy, where it is on libvirt's socket."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Mapping
 
 from pcinuma import __version__
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.daemon import client
-from pcinuma.errors import DaemonError
+from pcinuma.errors import DaemonError, PcinumaError
+from pcinuma.proxy import switch
 
 
 def check() -> list[Finding]:
-    """Everything that the daemon tells."""
+    """Everything that the daemon tells, and whether the proxy runs."""
+    return [*_daemon_itself(), *_proxy()]
+
+
+def _proxy() -> list[Finding]:
+    try:
+        now = switch.state(Path("/"))
+    except PcinumaError as error:
+        return [warn("proxy", error.what, error.hint)]
+    if not now.enabled:
+        return [passed("proxy", "off: guests that are defined and started in one breath are placed at their next start")]
+    if now.proxy == "failed":  # inactive is fine: its socket starts it
+        return [fail("proxy", f"on libvirt's socket, but its service failed", "journalctl -u pcinuma-proxy; or pcinuma proxy disable")]
+    return [passed("proxy", f"on {now.path}")]
+
+
+def _daemon_itself() -> list[Finding]:
     try:
         status = client.call("Status", timeout=10)
     except DaemonError as error:
