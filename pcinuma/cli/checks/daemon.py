@@ -25,7 +25,7 @@ def _proxy() -> list[Finding]:
     if not now.enabled:
         return [passed("proxy", "off: guests that are defined and started in one breath are placed at their next start")]
     if now.proxy == "failed":  # inactive is fine: its socket starts it
-        return [fail("proxy", f"on libvirt's socket, but its service failed", "journalctl -u pcinuma-proxy; or pcinuma proxy disable")]
+        return [fail("proxy", "on libvirt's socket, but its service failed", "journalctl -u pcinuma-proxy; or pcinuma proxy disable")]
     return [passed("proxy", f"on {now.path}")]
 
 
