@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Optional
 
+CPU_MODELS = {"x86_64": "qemu64", "aarch64": "cortex-a57", "ppc64": "POWER9"}
 ARCHITECTURES = {
     "q35": "x86_64",
     "pc-q35-7.2": "x86_64",
@@ -82,6 +83,8 @@ class Domain:
     foreign_metadata: bool = False
     tail: str = ""
     namespace: str = ""
+    arch: Optional[str] = None
+    acpi: bool = True
 
     # The guest's NUMA.
 
@@ -165,9 +168,14 @@ class Domain:
     def _mac(self) -> str:
         return f"52:54:00:00:00:{len(self.devices) + 1:02x}"
 
-    def on(self, machine: Optional[str]) -> Domain:
-        """Another machine type; None for none."""
-        self.machine = machine
+    def on(self, machine: Optional[str], arch: Optional[str] = None) -> Domain:
+        """Another machine type; None for none. ``arch``: where the machine's name does not tell."""
+        self.machine, self.arch = machine, arch
+        return self
+
+    def without_acpi(self) -> Domain:
+        """On aarch64 such a guest boots by a device tree, and needs no UEFI."""
+        self.acpi = False
         return self
 
     def with_extras(self) -> Domain:
@@ -230,7 +238,7 @@ class Domain:
     def _xml(self, devices: str) -> str:
         count = max((int(last) for cpus in self.cell_cpus for last in cpus.replace("-", ",").split(",") if last), default=0) + 1
         machine = f" machine='{self.machine}'" if self.machine else ""
-        arch = ARCHITECTURES.get(self.machine or "q35", "x86_64")
+        arch = self.arch or ARCHITECTURES.get(self.machine or "q35", "x86_64")
         text = f"<domain type='qemu'{self.namespace}>\n  <name>{self.name}</name>\n  <uuid>{UUID}</uuid>\n{self._metadata()}"
         text += f"  <memory unit='MiB'>{512 * max(1, len(self.cell_cpus))}</memory>\n  <vcpu placement='static'>{count}</vcpu>\n"
         if self.pins:
@@ -239,15 +247,19 @@ class Domain:
         if self.memnodes:
             memnodes = "".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{nodes}'/>\n" for cell, nodes in self.memnodes)
             text += f"  <numatune>\n{memnodes}  </numatune>\n"
-        text += f"  <os>\n    <type arch='{arch}'{machine}>hvm</type>\n  </os>\n"
-        text += "  <features><acpi/><apic/></features>\n"
+        firmware = " firmware='efi'" if arch == "aarch64" and self.acpi else ""
+        text += f"  <os{firmware}>\n    <type arch='{arch}'{machine}>hvm</type>\n  </os>\n"
+        features = {"x86_64": "<acpi/><apic/>", "aarch64": "<acpi/>"}.get(arch, "") if self.acpi else ""
+        text += f"  <features>{features}</features>\n" if features else ""
         if self.cell_cpus:
             cells = "".join(
                 f"      <cell id='{number}' cpus='{cpus}' memory='524288' unit='KiB'/>\n" if cpus else
                 f"      <cell id='{number}' memory='524288' unit='KiB'/>\n"
                 for number, cpus in enumerate(self.cell_cpus)
             )  # fmt: skip
-            text += "  <cpu mode='custom' match='exact'>\n    <model fallback='allow'>qemu64</model>\n"
+            model = CPU_MODELS.get(arch)
+            named = f"  <cpu mode='custom' match='exact'>\n    <model fallback='allow'>{model}</model>\n"
+            text += named if model else "  <cpu>\n"
             text += f"    <numa>\n{cells}    </numa>\n  </cpu>\n"
         extras = EXTRAS if self.extras else ""
         return f"{text}  <devices>\n{devices}{extras}  </devices>\n{self.tail}</domain>\n"
