@@ -32,7 +32,7 @@ DEFAULT_CACHE = Path("/var/cache/pcinuma/lab")
 META_PACKAGE = "linux-image-amd64"
 
 _MODULE_FOLDERS = (
-    *("arch/x86", "crypto", "lib", "virt", "fs/9p", "fs/fscache", "fs/netfs", "fs/overlayfs"),
+    *("arch/x86", "block", "crypto", "lib", "virt", "fs/9p", "fs/fscache", "fs/netfs", "fs/overlayfs"),
     *("drivers/block", "drivers/char/hw_random", "drivers/md", "drivers/net", "drivers/nvme", "drivers/pci", "drivers/vfio"),
     *("drivers/virtio", "net/9p", "net/802", "net/8021q", "net/bridge", "net/core", "net/ipv6", "net/llc"),
 )

@@ -1,0 +1,123 @@
+"""The guest inside the virtual host: its domain XML as an owner would write it, and its initramfs.
+
+Everything about it is chosen for speed, since TCG in TCG is slow: one vCPU, an old CPU model, a second cell without CPUs, a kernel that is
+booted directly, an init that forks nearly nothing. What is not touched is PCI: hostdevs are written without addresses, managed by
+libvirt, and libvirt chooses everything that pcinuma does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Union
+
+from pcinuma.address import PciAddress
+from pcinuma.lab import initramfs
+from pcinuma.lab.kernel import Kernel
+
+READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
+READ_END = "=====PCINUMA-READ-END====="
+CMDLINE = (
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr pcie_ports=compat"
+    " cryptomgr.notests audit=0 apparmor=0 nowatchdog lpj=4000000 noreplace-smp raid=noautodetect random.trust_cpu=on"
+)
+
+_READ = """
+for module in /modules/*.ko; do
+    insmod "$module"
+done
+tries=100
+while [ ! -b /dev/nvme0n1 ] && [ $tries -gt 0 ]; do sleep 0.2; tries=$((tries - 1)); done
+echo "%(begin)s"
+for disk in /dev/nvme*n1; do
+    read -r line <"$disk" && echo "read disk=${disk##*/} text=$line"
+done
+echo "%(end)s"
+""" % {"begin": READ_BEGIN, "end": READ_END}
+
+_DOMAIN = """<domain type='qemu'>
+  <name>%(name)s</name>
+  <metadata>
+    <lab:about xmlns:lab='urn:example:lab'>the lab's guest</lab:about>%(metadata)s
+  </metadata>
+  <memory unit='MiB'>%(memory)d</memory>
+  <vcpu>1</vcpu>
+  <numatune>
+%(memnodes)s
+  </numatune>
+  <os>
+    <type arch='x86_64' machine='q35'>hvm</type>
+    <kernel>/job/vmlinux</kernel>
+    <initrd>/job/nested.cpio</initrd>
+    <cmdline>%(cmdline)s</cmdline>
+  </os>
+  <features><acpi/></features>
+  <cpu mode='custom'>
+    <model>qemu64</model>
+    <numa>
+%(cells)s
+    </numa>
+  </cpu>
+  <on_reboot>destroy</on_reboot>
+  <devices>
+    <controller type='usb' model='none'/>
+    <serial type='file'><source path='/job/out/%(name)s.console'/><target port='0'/></serial>
+    <memballoon model='none'/>
+%(hostdevs)s  </devices>
+</domain>
+"""
+
+Slot = Union[PciAddress, tuple[PciAddress, ...]]
+
+
+def image(kernel: Kernel, *, read_disks: bool = False) -> bytes:
+    """The guest's initramfs: it prints its tree, and with ``read_disks`` the first line of each NVMe drive, which is DMA."""
+    files: dict[str, bytes] = {}
+    work = initramfs.PRINT_TREE + "exec >/dev/ttyS0 2>&1\nprint_tree\n"
+    if read_disks:
+        work += _READ
+        for number, (name, content) in enumerate(initramfs.modules(kernel, ["nvme"])):
+            files[f"modules/{number:02}-{name}"] = content
+    files["init"] = ("#!/bin/sh\n" + initramfs.MOUNTS + work + initramfs.RESET).encode()
+    return initramfs.image(files)
+
+
+def domain(
+    name: str, slots: Sequence[Slot], cells: dict[int, int], *, policy: str = "", group_by: str = "", memory_mib: int = 384
+) -> bytes:
+    """The domain XML.
+
+    ``cells``: guest cell -> host node. A tuple of addresses shares a slot. ``policy``, ``group_by``: its owner's wishes.
+    """
+    wishes = "".join(f" {key}='{value}'" for key, value in (("policy", policy), ("group-by", group_by)) if value)
+    each = memory_mib // len(cells)
+    values = {
+        "name": name,
+        "metadata": f"\n    <pcinuma xmlns='urn:pcinuma:domain:1'{wishes}/>" if wishes else "",
+        "memory": each * len(cells),
+        "memnodes": "\n".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{node}'/>" for cell, node in sorted(cells.items())),
+        "cmdline": CMDLINE,
+        "cells": "\n".join(_cell(cell, each) for cell in sorted(cells)),
+        "hostdevs": "".join(_hostdevs(slots)),
+    }
+    return (_DOMAIN % values).encode()
+
+
+def _cell(cell: int, memory: int) -> str:
+    cpus = " cpus='0'" if cell == 0 else ""
+    return f"      <cell id='{cell}'{cpus} memory='{memory}' unit='MiB'/>"
+
+
+def _hostdevs(slots: Sequence[Slot]) -> list[str]:
+    texts = []
+    for number, slot in enumerate(slots):
+        several = not isinstance(slot, PciAddress)
+        for function, address in enumerate([slot] if isinstance(slot, PciAddress) else slot):
+            more = " multifunction='on'" if function == 0 else ""
+            # A shared slot needs its address; what libvirt would have chosen, on a root port of its own, is left to a later define.
+            place = f"      <address type='pci' bus='0x00' slot='0x{8 + number:02x}' function='0x{function:x}'{more}/>\n" if several else ""
+            texts.append(
+                "    <hostdev mode='subsystem' type='pci' managed='yes'>\n"
+                "      <source><address domain='0x%04x' bus='0x%02x' slot='0x%02x' function='0x%x'/></source>\n%s"
+                "    </hostdev>\n" % (*address, place)
+            )
+    return texts
