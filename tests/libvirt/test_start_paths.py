@@ -6,16 +6,21 @@ the one that it is about to boot; a recording hook keeps it. ``--full`` repeats 
 
 from __future__ import annotations
 
+import re
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Callable, Optional
 
 import libvirt
 import pytest
+from lxml import etree
 
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
+from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, hostdev, small_host
 from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.libvirt.running_proxy import RunningProxy
@@ -242,6 +247,96 @@ PATHS = [
     StartPath("revert to an internal snapshot", snapshot_revert, keeps=True),
     StartPath("reboot within QEMU", reset, keeps=True),
 ]
+
+
+# Hot-plug
+
+
+class Wire:
+    """A relay of the test's own before libvirtd's socket: keeps what libvirt is told."""
+
+    def __init__(self, host: PrivateLibvirt) -> None:
+        self.path = "/run/wire-sock"
+        self.told = b""
+        self._upstream = str(host.path("/run/libvirt/libvirt-sock"))
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(host.path(self.path)))
+        self._listener.listen(8)
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        while True:
+            near, _ = self._listener.accept()
+            far = socket.socket(socket.AF_UNIX)
+            far.connect(self._upstream)
+            threading.Thread(target=self._pump, args=(near, far, True), daemon=True).start()
+            threading.Thread(target=self._pump, args=(far, near, False), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, keep: bool) -> None:
+        while data := source.recv(65536):
+            if keep:
+                self.told += data
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+
+    def device(self) -> str:
+        """The device XML of the last attach call that libvirt was told."""
+        return "<hostdev" + self.told.decode("latin-1").rpartition("<hostdev")[2].partition("</hostdev>")[0] + "</hostdev>"
+
+
+def test_a_device_that_is_plugged_in_gets_a_spare_port_of_its_node(tmp_path: Path) -> None:
+    """A guest with a spare port on each expander; there is no VFIO, so what counts is what libvirt is told."""
+    require()
+    tree = small_host(tmp_path / "host")
+    (tree / "etc/pcinuma").mkdir(parents=True)
+    (tree / "etc/pcinuma/pcinuma.conf").write_text("[placement]\nspare-ports = 1\ngroup-by = node\n")
+    with PrivateLibvirt(host_tree=tree) as host, RunningDaemon(host) as daemon:
+        wire = Wire(host)
+        with RunningProxy(host, ["--upstream", wire.path]) as proxy:
+            placed = daemon.call("Place", {"xml": guest("plugged", (GPU_0, GPU_1)), "caller": "test"})["xml"]
+            # Placed as for two devices, and running without them, which is as far as a machine without VFIO goes.
+            without = re.sub(r"<hostdev .*?</hostdev>", "", placed, flags=re.DOTALL)
+            host.connect().defineXML(without).create()
+            live = host.connect().lookupByName("plugged").XMLDesc()
+
+            def told(device: str, *options: str) -> Optional[str]:
+                """The device as libvirt is told to plug it in, if it has an address."""
+                host.path("/run/device.xml").write_text(hostdev(device))
+                host.run(["virsh", "-c", proxy.inside, "attach-device", "plugged", "/run/device.xml", *options], check=False)
+                return wire.device() if etree.fromstring(wire.device()).find("address") is not None else None
+
+            for options in (["--live"], []):
+                device = told(NIC_1, *options)
+                assert device is not None
+                assert cells(live.replace("</devices>", device + "</devices>")) == {NIC_1: 1}
+            assert told(NIC_1, "--config") is None
+            assert told("0000:99:00.0", "--live") is None
+
+
+# Migration
+
+
+def test_what_migrates_in_is_not_touched(tmp_path: Path) -> None:
+    """Two hosts, both with pcinuma; the destination is reached through its proxy."""
+    require()
+    with (
+        PrivateLibvirt(host_tree=small_host(tmp_path / "one")) as source,
+        PrivateLibvirt(host_tree=small_host(tmp_path / "other"), libvirtd=False) as destination,
+    ):
+        destination.start_libvirtd()
+        with RunningDaemon(destination), RunningProxy(destination) as proxy:
+            domain = source.connect().defineXML(guest("wanderer"))
+            domain.create()
+            before = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+            there = proxy.connect()
+            flags = libvirt.VIR_MIGRATE_LIVE | libvirt.VIR_MIGRATE_PERSIST_DEST | libvirt.VIR_MIGRATE_UNDEFINE_SOURCE
+            moved = domain.migrate3(there, {libvirt.VIR_MIGRATE_PARAM_URI: f"unix://{tmp_path}/migration"}, flags)
+            assert moved.isActive()
+            assert controllers_of(moved.XMLDesc(libvirt.VIR_DOMAIN_XML_MIGRATABLE)) == controllers_of(before)
+            moved.destroy()
+
+
+# The table
 
 
 @pytest.fixture(scope="module", params=["reconciler only", "proxy"])
