@@ -1,8 +1,8 @@
 """The survey: for one domain, what the host says about each passthrough device that counts.
 
-It joins the two frozen sides, a :class:`~pcinuma.domain.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into verdicts: a target
-(cell, root complex, switches) or a reason. Every device is looked at even after one gave trouble, so that a report is whole; a device
-that cannot be read makes the whole domain fall back (``trouble``).
+It joins the two frozen sides, a :class:`~pcinuma.domain.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into verdicts: a
+target (cell, root complex, switches) or a reason. Every device is looked at even after one gave trouble, so that a report is whole; a
+device that cannot be read makes the whole domain fall back (``trouble``).
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ exit codes: 0 placed, unchanged or fallback; 1 policy 'required' is not met (no 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The frozen command line."""
     parser.add_argument("--root", type=Path, default=Path("/"), metavar="DIR", help="directory that holds the host's sys/ (default: /)")
-    parser.add_argument("--group-by", choices=[mode.value for mode in GroupBy], help="how finely to mirror the host (default: root-complex)")
+    groupings = [mode.value for mode in GroupBy]
+    parser.add_argument("--group-by", choices=groupings, help="how finely to mirror the host (default: root-complex)")
     parser.add_argument("--policy", choices=["preferred", "required"], help="required: exit 1 unless every device is placed")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was decided, and why, as JSON")
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the domain's XML (default: standard input)")

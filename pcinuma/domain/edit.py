@@ -54,29 +54,43 @@ def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[in
     placement = domain.placement
     if placement is None:
         return ()
-    back = set()
-    for entry in placement.devices:
-        element = elements.devices.get(entry.source)
-        device = next((d for d in domain.devices if d.source == entry.source), None)
-        if element is None or device is None or device.address is None or not _is_ours(domain, device.address.bus):
-            continue  # gone, or its owner moved it since
-        restore_address(element, entry)
-        back.add(entry.source)
+    here = {device.source: device for device in domain.devices}
+    back = [
+        entry
+        for entry in placement.devices  # a device that is gone, or that its owner moved since, is none of ours
+        if (device := here.get(entry.source)) and device.address and device.address.bus in placement.controllers
+    ]
+    returning = {entry.source for entry in back}
     removable = {index for index in placement.controllers if index in domain.controllers and index != 0}
     blocked = True
     while blocked:  # a port that somebody sits on keeps what is above it
         blocked = False
         for occupant in domain.occupants:
-            goes = (occupant.kind is OccupantKind.PASSTHROUGH and occupant.name in back) or (
+            goes = (occupant.kind is OccupantKind.PASSTHROUGH and occupant.name in returning) or (
                 occupant.kind is OccupantKind.CONTROLLER and int(occupant.name) in removable
             )
             if not goes and occupant.address.bus in removable:
                 removable.discard(occupant.address.bus)
                 blocked = True
+    _restore_addresses(domain, elements, back, removable)
     for index in removable:
         remove(elements.controllers[index])
     metadata.write_placement(document.root, None)
     return tuple(sorted(removable))
+
+
+def _restore_addresses(domain: Domain, elements: Elements, back: list[Original], removable: set[int]) -> None:
+    """Give devices back the addresses that they had, and none where somebody else came to have it: libvirt finds another."""
+    returning = {entry.source for entry in back}
+    taken = {o.address for o in domain.occupants if not (o.kind is OccupantKind.PASSTHROUGH and o.name in returning)}
+    for entry in back:
+        address = metadata.original_address(entry)
+        there = address is not None and (address.bus == 0 or address.bus in domain.controllers) and address.bus not in removable
+        if address is None or not there or address in taken:
+            set_address(elements.devices[entry.source], None, None)
+        else:
+            restore_address(elements.devices[entry.source], entry)
+            taken.add(address)
 
 
 def set_address(element: etree._Element, address: Optional[PciAddress], multifunction: Optional[str]) -> None:
@@ -116,11 +130,6 @@ def _clear(address: etree._Element) -> None:
         del address.attrib[name]
     for inner in list(address):
         address.remove(inner)
-
-
-def _is_ours(domain: Domain, bus: int) -> bool:
-    assert domain.placement is not None
-    return bus in domain.placement.controllers
 
 
 def _target(controller: etree._Element) -> etree._Element:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Optional
 
 from lxml import etree
 
+from pcinuma.address import PciAddress
 from pcinuma.domain.model import Original, Placement
 from pcinuma.domain.xml import append, insert_after, insert_first, number, remove, space_before
 from pcinuma.errors import DomainError
@@ -85,6 +86,14 @@ def write_placement(root: etree._Element, placement: Optional[Placement]) -> Non
         new.text = None
     else:
         last.tail = before or None
+
+
+def original_address(entry: Original) -> Optional[PciAddress]:
+    """The guest address that ``entry`` keeps; None if the device had none."""
+    if not entry.attributes:
+        return None
+    values = dict(entry.attributes)
+    return PciAddress(*(number(values.get(name, "0"), entry.source) for name in ("domain", "bus", "slot", "function")))
 
 
 def original_attributes(address: Optional[etree._Element]) -> tuple[tuple[str, str], ...]:

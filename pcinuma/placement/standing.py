@@ -11,8 +11,8 @@ from collections import Counter
 from typing import Hashable, NamedTuple, Optional, TypeVar
 
 from pcinuma.address import PciAddress
+from pcinuma.domain.metadata import original_address
 from pcinuma.domain.model import Domain, Original
-from pcinuma.domain.xml import number
 from pcinuma.placement.grouping import branching
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.plan_model import Target
@@ -85,10 +85,7 @@ class Standing:
     def original_address(self, source: str) -> Optional[PciAddress]:
         """Where the device was before pcinuma moved it; None if it had no address."""
         entry = self.originals.get(source)
-        if entry is None or not entry.attributes:
-            return None
-        values = dict(entry.attributes)
-        return PciAddress(*(number(values.get(name, "0"), source) for name in ("domain", "bus", "slot", "function")))
+        return None if entry is None else original_address(entry)
 
     def expanders_for(self, key: Key) -> list[int]:
         """pcinuma's expanders for a place: those that stand for it, then empty ones of its cell."""

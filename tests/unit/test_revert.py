@@ -1,0 +1,46 @@
+"""Taking a placement back out when other hands were at the domain in between."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from pcinuma.engine import Request, place, revert
+from pcinuma.settings import Settings
+from tests.hosts.domains import Domain
+from tests.hosts.machines import two_sockets
+
+
+def _placed(root: Path) -> bytes:
+    domain = Domain().cells("0-1", "2-3").memnode(0, "0").memnode(1, "1").hostdev("17:00.0").hostdev("18:00.0")
+    text = domain.formatted()
+    return place(text.encode() if isinstance(text, str) else text, Request(root=root, settings=Settings())).xml
+
+
+def _hostdevs(xml: bytes) -> list[bytes]:
+    return re.findall(rb"    <hostdev.*?</hostdev>\n", xml, re.DOTALL)
+
+
+def _guest_addresses(xml: bytes) -> list[bytes]:
+    return [match for hostdev in _hostdevs(xml) for match in re.findall(rb"</source>\s*<address ([^>]*)/>", hostdev)]
+
+
+def test_a_device_whose_old_address_went_to_another_is_left_to_libvirt(tmp_path: Path) -> None:
+    placed = _placed(two_sockets().write(tmp_path))
+    first, second = _hostdevs(placed)
+    gone = place(placed.replace(second, b""), Request(root=tmp_path)).xml
+    # libvirt gives the returning device the first free port, and that is where the other one once was
+    bus = re.findall(rb"<pcinuma:device source='0000:17:00.0' domain='0x0000' bus='(0x..)'", placed)[0]
+    returned = re.sub(rb"(</source>\s*<address type='pci' domain='0x0000' bus=')0x..", rb"\g<1>" + bus, second)
+    kept = _hostdevs(gone)[0]
+    again = place(gone.replace(kept, kept + returned), Request(root=tmp_path)).xml
+    addresses = _guest_addresses(revert(again).xml)
+    assert len(addresses) == 1 and b"bus='" + bus + b"'" in addresses[0]
+
+
+def test_a_vacated_address_that_an_emulated_device_took_is_not_given_twice(tmp_path: Path) -> None:
+    placed = _placed(two_sockets().write(tmp_path))
+    bus = re.findall(rb"<pcinuma:device source='0000:17:00.0' domain='0x0000' bus='(0x..)'", placed)[0]
+    stranger = b"    <rng model='virtio'><address type='pci' domain='0x0000' bus='" + bus + b"' slot='0x00' function='0x0'/></rng>\n"
+    taken_back = revert(placed.replace(b"  </devices>", stranger + b"  </devices>")).xml
+    assert not any(b"bus='" + bus + b"'" in address for address in _guest_addresses(taken_back))
