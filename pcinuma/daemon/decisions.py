@@ -1,7 +1,7 @@
 """What was decided about each domain: remembered for ``pcinuma status``, and logged, one event a decision.
 
-A decision that says the same as the one before is logged at level debug only: a daemon that starts looks at every domain.
-Finding a domain placed that was recorded as placed is no new decision.
+A decision of the reconciler that says the same as the one before is logged at level debug only: a daemon that starts looks at
+every domain. Finding a domain placed that was recorded as placed is no new decision.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Decisions:
         if result.reason is Reason.ALREADY_PLACED and by == "reconciler":
             decision = self._still_placed(uuid, decision)
         news = self._keep(uuid, name, decision) or changed
-        (log.info if news else log.debug)(
+        (log.info if news or by != "reconciler" else log.debug)(
             "decided",
             domain=name,
             outcome=decision.outcome,

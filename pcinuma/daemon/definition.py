@@ -120,10 +120,10 @@ def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools) -> Optional[Chan
     if not domain.isPersistent():
         standing = replace(with_standing(known, before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
         return Change(False, before, before, standing, owner, name)
-    if job.dry_run:
-        return Change(True, before, result.xml, result, owner, name)
     if domain.hasManagedSaveImage(0):
         return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
+    if job.dry_run:
+        return Change(True, before, result.xml, result, owner, name)
     if not job.may_define():
         return left_alone(Reason.CONTENDED)
     after = _define(domain, before, result.xml)

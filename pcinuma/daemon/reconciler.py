@@ -104,6 +104,8 @@ class Reconciler:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._host_changed: Optional[asyncio.TimerHandle] = None
         self._resurrections = Resurrections()
+        self._sweep: set[str] = set()  # what is still to be looked at of the last sweep
+        self._sweep_size, self._sweep_began = 0, 0.0
 
     # What libvirt tells (link.Owner).
 
@@ -128,6 +130,7 @@ class Reconciler:
     def disconnected(self) -> None:
         """The connection is gone, and with it what it knew."""
         self._wanted.clear()
+        self._sweep.clear()
         for known in self.known.values():
             if known.starting is not None:
                 known.starting.cancel()
@@ -173,8 +176,18 @@ class Reconciler:
 
     def sweep(self) -> None:
         """Look at every domain."""
+        self._sweep, self._sweep_began = set(self.known), time.monotonic()
+        self._sweep_size = len(self._sweep)
         for uuid in sorted(self.known):
             self.want(uuid, SOMETIME)
+
+    def _swept(self, uuid: str) -> None:
+        """A domain was looked at."""
+        if uuid in self._sweep:
+            self._sweep.discard(uuid)
+            if not self._sweep:
+                took = round((time.monotonic() - self._sweep_began) * 1000, 1)
+                log.info("looked at all domains", domains=self._sweep_size, duration_ms=took)
 
     def want(self, uuid: str, priority: int = NOW) -> None:
         """Look at a domain as soon as possible."""
@@ -201,6 +214,7 @@ class Reconciler:
                 await self._look(uuid, known)
             finally:
                 self._busy.discard(uuid)
+                self._swept(uuid)
                 if uuid in self._wanted:
                     self.want(uuid)
 
@@ -352,6 +366,7 @@ class Reconciler:
         if known is not None and known.starting is not None:
             known.starting.cancel()
         self._wanted.discard(uuid)
+        self._swept(uuid)
         self.decisions.forget(uuid)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:

@@ -1,0 +1,1 @@
+"""How fast pcinuma is, as ratios to what nobody can undercut on the same machine: ``sudo python3 -m tests.bench``."""
