@@ -166,7 +166,7 @@ def place_faults(after: bytes, host: Host, report: dict[str, Any], fresh: bool) 
         found += [f"our expander {index} holds nothing" for index in empty]
     found += _slot_faults(placed)
     if group_by == "switch":
-        found += _switch_faults(placed, guest, host)
+        found += _switch_faults(placed, guest, host, fresh)
     else:
         deep = (2,) if guest.express else (1, 2)
         found += [f"{d.source} is behind a switch under {group_by}" for d, _ in placed if d.at and len(guest.path(d.at.bus)) not in deep]
@@ -182,7 +182,7 @@ def _slot_faults(placed: list[tuple[Passed, dict[str, Any]]]) -> list[str]:
     return [f"slot {slot} of {bus} is shared by {sorted(names)}" for (bus, slot), names in shared.items() if len(names) > 1]
 
 
-def _switch_faults(placed: list[tuple[Passed, dict[str, Any]]], guest: Guest, host: Host) -> list[str]:
+def _switch_faults(placed: list[tuple[Passed, dict[str, Any]]], guest: Guest, host: Host, fresh: bool) -> list[str]:
     """Any two devices have the host's distance: bridges between them below a common switch, or none in common."""
     found, settled = [], [(d, line) for d, line in placed if line["reason"] is None and d.at]
     for (one, _), (other, _) in combinations(settled, 2):
@@ -194,7 +194,7 @@ def _switch_faults(placed: list[tuple[Passed, dict[str, Any]]], guest: Guest, ho
             continue
         if here != there:
             found.append(f"{one.source} and {other.source} are {there} bridges apart on the host, {here} in the guest")
-    for device, _ in settled:
+    for device, _ in settled if fresh else []:
         mine = {c.index for c in _switches(guest, device)}
         partners = {c.index for other, _ in placed if other is not device and other.at for c in _switches(guest, other)}
         if mine and not mine & partners and len([d for d, _ in placed if d.at and d.at.bus == device.at.bus]) < 2:

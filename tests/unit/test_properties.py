@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Iterator
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pcinuma.engine import Request, Result, place, revert
@@ -19,7 +19,8 @@ from tests.hosts.build import unreadable
 from tests.hosts.edits import with_device, without_device
 from tests.hosts.guest import Guest
 from tests.hosts.judge import faults, judge, without_ours
-from tests.hosts.passthrough import ours, passed
+from tests.hosts.libvirt_format import define, missing
+from tests.hosts.passthrough import cells_for, ours, passed
 from tests.hosts.strategies import Setup, setups
 
 SHARED: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
@@ -62,13 +63,6 @@ def test_every_layout_keeps_every_rule_and_can_be_undone(setup: Setup) -> None:
 
 
 def _seen(xml: bytes) -> dict[str, tuple[Any, Any]]:
-    """Endpoint -> (address, bus number in the guest), for everything that has an address."""
-    guest = Guest.of(xml).completed()
-    numbers = guest.numbers()
-    return {f"{e.name} {n}": (e.at, numbers.get(e.at.bus)) for n, e in enumerate(guest.endpoints) if e.element is not None and e.at}
-
-
-def _seen_by_source(xml: bytes) -> dict[str, tuple[Any, Any]]:
     guest = Guest.of(xml).completed()
     numbers = guest.numbers()
     shown = {d.source: (d.at, numbers.get(d.at.bus)) for d in passed(xml) if d.at}
@@ -84,7 +78,6 @@ def test_devices_that_come_and_go_move_nobody_else(setup: Setup, data: st.DataOb
     with Tree(setup) as root:
         xml = _place(setup.xml(), setup, root).xml
         for _ in range(4):
-            here = [d.source for d in passed(xml, setup.host) if d.form == "hostdev-pci" and not d.unassigned]
             alone = [d.source for d in passed(xml) if d.form == "hostdev-pci" and d.at and len(Guest.of(xml).used(d.at.bus)) == 1]
             add = bool(setup.spare) and data.draw(st.booleans() if alone else st.just(True), "add")
             if not add and not alone:
@@ -96,15 +89,89 @@ def test_devices_that_come_and_go_move_nobody_else(setup: Setup, data: st.DataOb
                 source = data.draw(st.sampled_from(alone), "which")
                 setup.spare.append(source)
                 changed = without_device(source)(xml)
-            assert here is not None
-            before = _seen_by_source(xml)
+            before = _seen(xml)
             result = _place(changed, setup, root)
             found = faults(changed, result.xml, setup.host, result.report(), fresh=False)
             assert not found, "\n".join([f"after {'adding' if add else 'removing'} {source}:", *found, result.xml.decode()])
-            after = _seen_by_source(result.xml)
+            after = _seen(result.xml)
             moved = {name: (at, after.get(name)) for name, at in before.items() if name != source and after.get(name) != at}
             assert not moved, f"{'adding' if add else 'removing'} {source} moved {moved}\n{result.xml.decode()}"
             xml = result.xml
+
+
+def _home(setup: Setup, xml: bytes, source: str) -> Any:
+    """Where a device belongs: its cell and root complex; None where it has no place."""
+    device = next(d for d in passed(xml, setup.host) if d.source == source)
+    if device.host_address not in setup.host.functions or device.unassigned or device.not_pci:
+        return None
+    node = setup.host.node_of(device.host_address)
+    cells = cells_for(xml, setup.host, node) if node is not None else set()
+    return (min(cells), setup.host.root_of(device.host_address)) if len(cells) == 1 else None
+
+
+@settings(max_examples=40 * THOROUGH, **SHARED)
+@given(setups(formatted=True), st.data())
+def test_a_host_or_mapping_that_changed_moves_only_the_devices_that_it_concerns(setup: Setup, data: st.DataObject) -> None:
+    with Tree(setup) as root:
+        first = _place(setup.xml(), setup, root)
+        if first.outcome is not Outcome.PLACED:
+            return
+        xml = first.xml
+        homes = {d.source: _home(setup, xml, d.source) for d in passed(xml, setup.host)}
+        sources = [d for d in passed(xml, setup.host) if d.host_address and d.form != "mdev"]
+        if sources and data.draw(st.booleans(), "the host changes"):
+            function = setup.host.functions[data.draw(st.sampled_from(sources), "device").host_address]
+            function.node = data.draw(st.sampled_from([*sorted(setup.host.nodes), -1]), "node")
+            (root / "sys" / function.path / "numa_node").write_text(f"{function.node}\n")
+        else:
+            for _cell, nodes in setup.domain.memnodes[:1]:
+                new = ",".join(map(str, data.draw(st.lists(st.sampled_from(sorted(setup.host.nodes)), min_size=1, unique=True), "nodeset")))
+                xml = xml.replace(f"nodeset='{nodes}'".encode(), f"nodeset='{new}'".encode(), 1)
+        result = _place(xml, setup, root)
+        if result.outcome is Outcome.FALLBACK:
+            assert result.xml in (xml, revert(xml).xml)
+            return
+        found = faults(xml, result.xml, setup.host, result.report(), fresh=False)
+        assert not found, "\n".join([*found, result.xml.decode()])
+        before, after = ({d.source: d.at for d in passed(text)} for text in (xml, result.xml))
+        moved = [source for source in before if before[source] != after[source] and homes[source] == _home(setup, xml, source)]
+        cards = {d.source[:-1] for d in passed(xml) if homes[d.source] != _home(setup, xml, d.source)}
+        assert not [source for source in moved if source[:-1] not in cards], f"{moved} moved\n{xml.decode()}\n{result.xml.decode()}"
+
+
+def test_the_real_libvirt_keeps_every_generated_layout_as_it_is() -> None:
+    if missing():
+        pytest.skip(f"the real libvirt: {missing()}")
+    placed: list[tuple[Setup, bytes, Result]] = []
+
+    @settings(max_examples=80 * THOROUGH, phases=[Phase.generate], derandomize=True, database=None, **SHARED)
+    @given(setups())
+    def collect(setup: Setup) -> None:
+        with Tree(setup) as root:
+            xml = setup.xml()
+            result = _place(xml, setup, root)
+            if result.outcome is Outcome.PLACED and not any(d.form == "mdev" for d in passed(xml)):
+                placed.append((setup, xml, result))
+
+    collect()
+    wrong = []
+    for (setup, xml, result), (kept, error) in zip(placed, define([result.xml for _, _, result in placed], timeout=300)):
+        if kept is None:
+            wrong.append(f"{error}\n{result.xml.decode()}")
+            continue
+        found = [
+            f
+            for f in faults(xml, kept, setup.host, result.report())
+            if not any(words in f for words in ("not ours", "report says", "not in <placement>"))
+        ]
+        with Tree(setup) as root:
+            again = _place(kept, setup, root)
+        if again.xml != kept:
+            found.append(f"not settled: {again.outcome.value} {again.reason}")
+        if found:
+            wrong.append("\n".join([*found, result.xml.decode(), kept.decode()]))
+    assert not wrong, f"{len(wrong)} of {len(placed)}, the shortest:\n{min(wrong, key=len)}"
+    assert len(placed) > 10
 
 
 _GARBAGE = ["", "\n", "garbage\n", "-5\n", "99999999999999999999\n", "0-\n", "3-1\n", "0x0\n", "\x00\x00", "1 2\n", "é\n", "0,,1\n"]
