@@ -61,6 +61,7 @@ def run(
     scratch: Path,
     watch: Optional[Callable[[str], None]] = None,
     stop_at: Optional[str] = None,
+    second_serial: Optional[str] = None,
 ) -> Run:
     """Run QEMU with ``argv`` (no serial console in it) until it exits, ``stop_at`` shows on the console, or ``timeout`` seconds are over.
 
@@ -71,9 +72,8 @@ def run(
     started = time.monotonic()
     timed_out = False
     with (scratch / "qemu.log").open("w+") as errors:
-        process = subprocess.Popen(
-            [*argv, "-serial", f"file:{console}"], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, close_fds=True
-        )
+        serials = ["-serial", f"file:{console}", *(["-serial", second_serial] if second_serial else [])]
+        process = subprocess.Popen([*argv, *serials], stdin=subprocess.DEVNULL, stdout=errors, stderr=errors, close_fds=True)
         try:
             seen = 0
             while True:

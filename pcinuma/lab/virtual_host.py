@@ -8,7 +8,7 @@ told by :data:`DONE` on the console, never by an exit code. The functions that a
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -90,8 +90,14 @@ def run(
     timeout: float = 300,
     progress: Optional[Callable[[str], None]] = None,
     checkout: Path = CHECKOUT,
+    extra: Sequence[str] = (),
+    second_serial: Optional[str] = None,
 ) -> HostRun:
-    """Boot the host and run ``job`` in it. ``files`` are put into ``/job`` before; ``progress`` is told each step of the job."""
+    """Boot the host and run ``job`` in it.
+
+    ``files`` are put into ``/job`` before; ``progress`` is told each step of the job. ``extra``: further arguments for QEMU;
+    ``second_serial``: what the host's ttyS1 is connected to.
+    """
     folder = scratch / "job"
     (folder / "out").mkdir(parents=True)
     userland.write_etc(folder / "etc")
@@ -106,12 +112,12 @@ def run(
     initrd.write_bytes(userland.image(kernel))
     argv = [machine.binary(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-cpu", "max"]
     argv += ["-accel", machine.accelerator(kernel), *plan.argv(scratch), *userland.exports(kernel, checkout, folder)]
-    argv += ["-kernel", str(kernel.vmlinux), "-initrd", str(initrd), "-append", CMDLINE]
+    argv += ["-kernel", str(kernel.vmlinux), "-initrd", str(initrd), "-append", CMDLINE, *extra]
 
     def watch(line: str) -> None:
         if progress is not None and line.startswith(STEP):
             progress(line[len(STEP) :])
 
-    ended = machine.run(argv, timeout=timeout, scratch=scratch, watch=watch)
+    ended = machine.run(argv, timeout=timeout, scratch=scratch, watch=watch, second_serial=second_serial)
     out = {file.name: file.read_text(errors="replace") for file in sorted((folder / "out").iterdir()) if file.is_file()}
     return HostRun(ended.console, ended.seconds, out, DONE in ended.console)

@@ -1,0 +1,88 @@
+"""What is done on a virtual host: the shell of a system administrator's day, in pieces that jobs are put together from."""
+
+from __future__ import annotations
+
+from pcinuma.lab.initramfs import END
+from pcinuma.lab.nested import READ_END
+
+NAME = "vm1"
+
+LIBVIRT = """
+start_libvirt
+(virsh -q domcapabilities --virttype qemu --machine q35 >/dev/null 2>&1 &)
+step "libvirt is running"
+"""
+
+INSTALL = """
+bash /checkout/install.sh --no-packages >/job/out/install.log 2>&1 || give_up "install.sh: $(tail -n 2 /job/out/install.log)"
+step "pcinuma is installed by install.sh"
+start_pcinuma
+step "pcinumad is running"
+"""
+
+DEFINE = """
+virsh -q define /job/%(name)s.xml >/dev/null || give_up "virsh define"
+step "virsh define %(name)s"
+""" % {"name": NAME}
+
+PLACED = """
+placed() { virsh dumpxml --inactive %(name)s | grep -q '<controller index='; }
+wait_for 60 placed || give_up "%(name)s was not placed: $(tail -n 2 /job/out/pcinumad.log)"
+step "pcinumad has placed %(name)s"
+""" % {"name": NAME}
+
+DRIVERS = """
+drivers() { # one line per device: address, driver, IOMMU group
+    for device in /sys/bus/pci/devices/*; do
+        driver=none group=none
+        [ -e $device/driver ] && driver=$(basename "$(readlink $device/driver)")
+        [ -e $device/iommu_group ] && group=$(basename "$(readlink $device/iommu_group)")
+        echo "${device##*/} $driver $group"
+    done
+}
+"""
+
+START = """
+print_tree >/job/out/tree-at-start
+drivers >/job/out/drivers-before
+virsh -q start %(name)s >/job/out/start.log 2>&1 || give_up "virsh start %(name)s: $(cat /job/out/start.log)"
+step "virsh start %(name)s: its devices are on vfio-pci"
+drivers >/job/out/drivers-running
+virsh dumpxml %(name)s >/job/out/live.xml
+""" % {"name": NAME}
+
+GUEST = """
+printed() { grep -q '%(end)s' /job/out/%(name)s.console; }
+wait_for 400 printed || give_up "the guest printed nothing: $(tail -n 3 /job/out/%(name)s.console)"
+step "the guest has printed what it sees"
+""" % {"name": NAME, "end": END}
+
+READ = """
+has_read() { grep -q '%(end)s' /job/out/%(name)s.console; }
+wait_for 120 has_read || give_up "the guest read nothing"
+step "the guest has read its drives"
+""" % {"name": NAME, "end": READ_END}
+
+STOP = """
+virsh -q destroy %(name)s >/dev/null 2>&1
+drivers >/job/out/drivers-after
+step "the guest is gone"
+""" % {"name": NAME}
+
+UNINSTALL = """
+bash /checkout/install.sh --uninstall >/job/out/uninstall.log 2>&1 || give_up "uninstall: $(tail -n 2 /job/out/uninstall.log)"
+virsh dumpxml --inactive %(name)s >/job/out/uninstalled.xml
+find / -xdev -iname '*pcinuma*' ! -path '/proc/*' ! -path '/job/*' >/job/out/left-behind 2>/dev/null
+for folder in bin sbin lib share; do find /usr/$folder -xdev -iname '*pcinuma*'; done >>/job/out/left-behind 2>/dev/null
+step "pcinuma is uninstalled"
+""" % {"name": NAME}
+
+
+def without_pcinuma(prepare: str = "") -> str:
+    """Stock libvirt: define, start, and what the guest sees."""
+    return DRIVERS + prepare + "\n" + LIBVIRT + DEFINE + START + GUEST
+
+
+def with_pcinuma(prepare: str = "") -> str:
+    """The same with pcinuma installed before."""
+    return DRIVERS + prepare + "\n" + LIBVIRT + INSTALL + DEFINE + PLACED + START + GUEST

@@ -1,0 +1,78 @@
+"""Tier 2: real libvirt, real vfio-pci and install.sh on a virtual two-socket host; what each step of :mod:`tests.lab.tier2` left behind."""
+
+from __future__ import annotations
+
+import json
+
+from lxml import etree
+
+from pcinuma.lab import guest_tree, layout
+from pcinuma.lab.layout import MAIN_ROOT
+from pcinuma.lab.virtual_host import HostRun
+from tests.lab import tier2
+
+PRESET = tier2.PRESET()
+ADDRESSES = {name: str(address) for name, address in PRESET.host.addresses().items()}
+PASSED = [ADDRESSES[name] for name in PRESET.names]
+
+
+def drivers(run: HostRun, when: str) -> dict[str, tuple[str, str]]:
+    """Address -> (driver, IOMMU group) of the passed devices."""
+    lines = [line.split() for line in run.out[f"drivers-{when}"].splitlines()]
+    return {address: (driver, group) for address, driver, group in lines if address in PASSED}
+
+
+def test_the_host_is_what_its_plan_says(tier2_host: HostRun) -> None:
+    host = guest_tree.parse(tier2_host.out["host-tree"])
+    for name, path in PRESET.host.places().items():
+        seen = host.at(path)
+        assert seen is not None, name
+        assert str(seen.address) == ADDRESSES[name]
+        assert seen.numa_node == (1 if name.endswith("1") else 0)
+
+
+def test_a_definition_is_placed_before_the_start(tier2_host: HostRun) -> None:
+    live = layout.read(tier2_host.out["live.xml"].encode())
+    assert [device.source for device in live.passthrough] == PASSED
+    assert all(live.path(device.address).root != MAIN_ROOT for device in live.passthrough)
+    assert {c.cell for c in live.controllers.values() if c.model == "pcie-expander-bus"} == {0, 1}
+
+
+def test_the_devices_are_on_vfio_pci_while_the_guest_runs_and_on_their_own_driver_before_and_after(tier2_host: HostRun) -> None:
+    before, running, after = (drivers(tier2_host, when) for when in ("before", "running", "after"))
+    assert set(running) == set(PASSED)
+    assert {driver for driver, _ in running.values()} == {"vfio-pci"}
+    assert len({group for _, group in running.values()}) == len(PASSED)
+    assert {driver for driver, _ in before.values()} == {"e1000e", "nvme"}
+    assert after == before
+
+
+def test_libvirtd_calls_the_hook(tier2_host: HostRun) -> None:
+    assert any("by=hook" in line for line in tier2_host.out["pcinumad-first.log"].splitlines())
+
+
+def test_a_device_that_is_gone_for_a_while_changes_nothing(tier2_host: HostRun) -> None:
+    placed = tier2_host.out["placed.xml"]
+    assert json.loads(tier2_host.out["status-while-device-gone"])
+    assert tier2_host.out["while-device-gone.xml"] == placed
+    assert tier2_host.out["after-rescan.xml"] == placed
+
+
+def test_required_refuses_a_start_and_says_why(tier2_host: HostRun) -> None:
+    said = tier2_host.out["required.log"]
+    assert "started" not in said.splitlines()
+    assert "pcinuma" in said
+    assert ADDRESSES["nic1"] in said or "no guest cell" in said
+
+
+def test_a_guest_starts_on_the_default_root_when_the_daemon_is_dead(tier2_host: HostRun) -> None:
+    live = layout.read(tier2_host.out["bare-live.xml"].encode())
+    assert [device.source for device in live.passthrough] == [ADDRESSES["disk0"]]
+    assert all(live.path(device.address).root == MAIN_ROOT for device in live.passthrough)
+
+
+def test_uninstalling_reverts_the_domains_and_leaves_the_configuration_only(tier2_host: HostRun) -> None:
+    definition = etree.fromstring(tier2_host.out["uninstalled.xml"].encode())
+    assert not definition.xpath("//controller[@model='pcie-expander-bus']")
+    assert not definition.xpath("//*[local-name()='placement']")
+    assert [line for line in tier2_host.out["left-behind"].splitlines() if not line.startswith("/etc/pcinuma")] == []

@@ -1,0 +1,33 @@
+"""A guest on a virtual host, from define to what its kernel prints; and the judgement."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pcinuma.lab import compare, guest_tree, jobs, kernel, layout, nested, presets, virtual_host
+from pcinuma.lab.compare import Finding
+from pcinuma.lab.presets import Preset
+from pcinuma.lab.virtual_host import HostRun
+from pcinuma.settings import GroupBy
+
+
+def run(preset: Preset, image: kernel.Kernel, scratch: Path, *, read_disks: bool = False, placed: bool = True) -> HostRun:
+    job = jobs.DRIVERS + preset.prepare + "\n" + jobs.LIBVIRT + jobs.INSTALL + jobs.DEFINE
+    job += (jobs.PLACED if placed else "sleep 3\n") + jobs.START + jobs.GUEST + (jobs.READ if read_disks else "") + jobs.STOP
+    files = {
+        f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
+        "nested.cpio": nested.image(image, read_disks=read_disks),
+    }
+    return virtual_host.run(preset.host, job, image, scratch, files=files, timeout=800)
+
+
+def run_two_sockets(image: kernel.Kernel, scratch: Path) -> HostRun:
+    return run(presets.two_sockets_with_switches(), image, scratch, read_disks=True)
+
+
+def judge(run: HostRun, preset: Preset, group_by: GroupBy = GroupBy.SWITCH) -> list[Finding]:
+    live = layout.read(run.out["live.xml"].encode())
+    host = guest_tree.parse(run.out["tree-at-start"])
+    guest = guest_tree.parse(run.out[f"{jobs.NAME}.console"])
+    assert len(compare.pair(live, host, guest)) == len(preset.names), "a device of the domain is not on the host, or not in the live XML"
+    return compare.judge(live, host, guest, {node: cell for cell, node in preset.cells.items()}, group_by)
