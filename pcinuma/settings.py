@@ -8,7 +8,6 @@ later value winning, all below the same root directory as the host's ``sys/`` (s
     group-by = root-complex     ; root-complex | switch | node
     spare-ports = 0             ; free hot-pluggable ports kept on every expander
     unaligned = root            ; root | nearest
-    near-backing = off          ; off | on
 
     [daemon]
     adopt = new                 ; new: domains defined after the first start | none: only enabled ones
@@ -69,14 +68,9 @@ class Settings:
     group_by: GroupBy = GroupBy.ROOT_COMPLEX
     spare_ports: int = 0
     unaligned: Unaligned = Unaligned.ROOT
-    near_backing: bool = False
     adopt: Adopt = Adopt.NEW
     libvirt_uri: str = "qemu:///system"
     proxy_timeout: float = 2.0
-
-
-def _switch(text: str) -> bool:
-    return {"on": True, "off": False}[text]
 
 
 def _count(text: str) -> int:
@@ -104,7 +98,6 @@ _KEYS: Mapping[tuple[str, str], tuple[str, Callable[[str], Any], str]] = {
     ("placement", "group-by"): ("group_by", GroupBy, "root-complex, switch or node"),
     ("placement", "spare-ports"): ("spare_ports", _count, "a number from 0 to 16"),
     ("placement", "unaligned"): ("unaligned", Unaligned, "root or nearest"),
-    ("placement", "near-backing"): ("near_backing", _switch, "on or off"),
     ("daemon", "adopt"): ("adopt", Adopt, "new or none"),
     ("daemon", "libvirt-uri"): ("libvirt_uri", _uri, "a libvirt URI such as qemu:///system"),
     ("proxy", "timeout"): ("proxy_timeout", _seconds, "seconds, above 0 and at most 60"),
@@ -114,8 +107,16 @@ _KEYS: Mapping[tuple[str, str], tuple[str, Callable[[str], Any], str]] = {
 def configuration_files(root: Path) -> list[Path]:
     """The configuration files that exist below ``root``, in the order in which they are read."""
     folder = root / "etc" / "pcinuma"
-    drop_ins = sorted((folder / "pcinuma.conf.d").glob("*.conf"))
-    return [file for file in [folder / "pcinuma.conf", *drop_ins] if file.is_file()]
+    try:
+        drop_ins = sorted(file for file in (folder / "pcinuma.conf.d").iterdir() if file.suffix == ".conf")
+    except (FileNotFoundError, NotADirectoryError):
+        drop_ins = []
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", subject=str(folder), hint="run the command as root") from None
+    try:
+        return [file for file in [folder / "pcinuma.conf", *drop_ins] if file.is_file()]
+    except OSError as error:
+        raise ConfigError(f"cannot be read ({error.strerror})", subject=str(folder), hint="run the command as root") from None
 
 
 def load_settings(root: Path = Path("/")) -> Settings:
@@ -140,6 +141,6 @@ def _merge(settings: Settings, file: Path) -> Settings:
             field, convert, takes = known
             try:
                 settings = replace(settings, **{field: convert(text.strip())})
-            except (ValueError, KeyError):
+            except ValueError:
                 raise ConfigError(f"[{section}] {key} = {text!r}: takes {takes}", subject=str(file)) from None
     return settings

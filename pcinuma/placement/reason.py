@@ -50,7 +50,7 @@ class Reason(enum.Enum):
     NO_APERTURE = "no-aperture", "the devices' memory windows would not fit the guest's PCI aperture"
     REQUIRED = "required", "policy 'required' is not met"
     INTERNAL = "internal-error", "pcinuma itself failed; please report it"
-    NOT_ENABLED = "not-enabled", "the domain existed before pcinuma, and nobody enabled it yet"
+    NOT_ENABLED = "not-enabled", "pcinuma leaves this domain alone: it was there before pcinuma, or a person disabled it"
     RUNNING = "running", "the guest is running; its definition is placed for the next start"
     MANAGED_SAVE = "managed-save", "the domain has a saved state that fits its present devices only"
     CONTENDED = "contended", "another program keeps redefining the domain"

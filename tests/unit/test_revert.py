@@ -27,7 +27,7 @@ def _guest_addresses(xml: bytes) -> list[bytes]:
 
 def test_a_device_whose_old_address_went_to_another_is_left_to_libvirt(tmp_path: Path) -> None:
     placed = _placed(two_sockets().write(tmp_path))
-    first, second = _hostdevs(placed)
+    _, second = _hostdevs(placed)
     gone = place(placed.replace(second, b""), Request(root=tmp_path)).xml
     # libvirt gives the returning device the first free port, and that is where the other one once was
     bus = re.findall(rb"<pcinuma:device source='0000:17:00.0' domain='0x0000' bus='(0x..)'", placed)[0]
