@@ -1,9 +1,10 @@
 """The reconciler: which domain is looked at when, and what is recorded about it.
 
-A domain is looked at when libvirt says that it was defined or has stopped, when a node device or network that it waits for may
-have come, at the start and after a reconnect (all of them), after a change of the configuration, and when a person asks. One
-thing at a time for each domain (:meth:`Reconciler.alone`); several domains at once, those with an event before those of a
-sweep. Looking at a domain that is right changes nothing, so the event of our own definition needs no special care.
+A domain is looked at when libvirt says that it was defined or has stopped, when libvirt wrote its definition without saying so,
+when a node device or network that it waits for may have come, at the start and after a reconnect (all of them), after a change
+of the configuration, and when a person asks. One thing at a time for each domain (:meth:`Reconciler.alone`); several domains at
+once, those with an event before those of a sweep. Looking at a domain that is right changes nothing, so the event of our own
+definition needs no special care.
 
 While a domain starts, libvirt holds it locked and every call about it would block a thread. The hook tells when a start begins;
 looks at that domain wait until libvirt says that it runs, or for a while if it never does.
@@ -19,7 +20,7 @@ import itertools
 import time
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, AsyncIterator, Callable, Optional, TypeVar
 from weakref import WeakValueDictionary
@@ -31,6 +32,8 @@ from pcinuma.daemon import definition
 from pcinuma.daemon.contention import Contention
 from pcinuma.daemon.decisions import Decisions
 from pcinuma.daemon.definition import Change, Job
+from pcinuma.daemon.definition_files import DefinitionFiles
+from pcinuma.daemon.inventory import STATE_AFTER, Known, list_domains
 from pcinuma.daemon.link import DomainEvent
 from pcinuma.daemon.log import log
 from pcinuma.daemon.permission import allowed
@@ -47,42 +50,12 @@ WORKERS = 3
 NOW, SOMETIME = 0, 1
 HOST_SETTLES = 0.5
 """Seconds in which node-device events gather: a physical function that makes its virtual ones sends one event each."""
+EVENT_TAKES = 0.03
 START_TAKES = 15.0
 REFUSAL_TAKES = 1.0
 _WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED)
 
 T = TypeVar("T")
-
-
-@dataclass
-class Known:
-    """A domain as libvirt's listing and events tell of it, and what is remembered of it in this process."""
-
-    domain: libvirt.virDomain
-    state: Optional[str] = None
-    contention: Contention = field(default_factory=Contention)
-    starting: Optional[asyncio.TimerHandle] = None
-    owner: Optional[Policy] = None  # the policy in its own metadata
-    absent: bool = False  # it waits for a device
-
-
-_STATES = {
-    libvirt.VIR_DOMAIN_RUNNING: "running",
-    libvirt.VIR_DOMAIN_BLOCKED: "running",
-    libvirt.VIR_DOMAIN_PAUSED: "paused",
-    libvirt.VIR_DOMAIN_SHUTDOWN: "in shutdown",
-    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
-    libvirt.VIR_DOMAIN_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
-}
-_STATE_AFTER = {
-    libvirt.VIR_DOMAIN_EVENT_STARTED: "running",
-    libvirt.VIR_DOMAIN_EVENT_RESUMED: "running",
-    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "paused",
-    libvirt.VIR_DOMAIN_EVENT_STOPPED: "shut off",
-    libvirt.VIR_DOMAIN_EVENT_CRASHED: "crashed",
-    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "pmsuspended",
-}
 
 
 class Reconciler:
@@ -104,6 +77,7 @@ class Reconciler:
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._host_changed: Optional[asyncio.TimerHandle] = None
         self._resurrections = Resurrections()
+        self._files = DefinitionFiles(self._definition_written)
         self._sweep: set[str] = set()  # what is still to be looked at of the last sweep
         self._sweep_size, self._sweep_began = 0, 0.0
 
@@ -112,7 +86,8 @@ class Reconciler:
     async def connected(self, connection: libvirt.virConnect) -> None:
         """A new connection: list everything, and look at all of it."""
         self._pools.forget()
-        domains = await self._in_thread(_list, connection)
+        self._files.watch()
+        domains = await self._in_thread(list_domains, connection)
         for uuid, (domain, state) in domains.items():
             self.known.setdefault(uuid, Known(domain, state))  # an event that came meanwhile knows better
         for uuid in set(self.state.domains) - set(self.known):
@@ -150,8 +125,10 @@ class Reconciler:
         if known is None:
             known = self.known[uuid] = Known(event.domain, "shut off")
         known.domain = event.domain
-        known.state = _STATE_AFTER.get(event.event, known.state)
+        known.state = STATE_AFTER.get(event.event, known.state)
         if event.event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
+            known.defined = time.monotonic()
+            self._files.watch()
             self.want(uuid)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._started(uuid)
@@ -161,6 +138,16 @@ class Reconciler:
             decision = self.decisions.of(uuid)
             if decision is not None and decision.reason == Reason.MANAGED_SAVE.value:
                 self.want(uuid)  # the saved state is used up
+
+    def _definition_written(self, name: Optional[str]) -> None:
+        """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
+        began = time.monotonic()
+        asyncio.get_running_loop().call_later(EVENT_TAKES, self._look_without_event, name, began)
+
+    def _look_without_event(self, name: Optional[str], written: float) -> None:
+        for uuid, known in self.known.items():
+            if name in (None, known.domain.name()) and known.defined < written:
+                self.want(uuid)
 
     def nodes_changed(self) -> None:
         """Host devices came or went."""
@@ -371,17 +358,3 @@ class Reconciler:
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)
-
-
-def _list(connection: libvirt.virConnect) -> dict[str, tuple[libvirt.virDomain, Optional[str]]]:
-    """Every domain by UUID, with its state. A domain that goes away meanwhile is left out."""
-    found: dict[str, tuple[libvirt.virDomain, Optional[str]]] = {}
-    for domain in connection.listAllDomains(0):
-        state: Optional[str] = "shut off"
-        if domain.ID() != -1:
-            try:
-                state = _STATES.get(domain.state()[0])
-            except libvirt.libvirtError:
-                continue
-        found[domain.UUIDString()] = (domain, state)
-    return found

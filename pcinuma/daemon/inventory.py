@@ -1,0 +1,62 @@
+"""The domains as libvirt's listing and events tell of them, and what is remembered of each in this process."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Optional
+
+import libvirt
+
+from pcinuma.daemon.contention import Contention
+from pcinuma.settings import Policy
+
+
+@dataclass
+class Known:
+    """One domain.
+
+    ``state``: as ``virsh domstate`` says it. ``starting``: set while its start is under way, by the hook's word. ``owner``: the
+    policy in its own metadata. ``absent``: whether it waits for a device. ``defined``: when libvirt last said that it was.
+    """
+
+    domain: libvirt.virDomain
+    state: Optional[str] = None
+    contention: Contention = field(default_factory=Contention)
+    starting: Optional[asyncio.TimerHandle] = None
+    owner: Optional[Policy] = None
+    absent: bool = False
+    defined: float = 0.0
+
+
+_STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_BLOCKED: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "in shutdown",
+    libvirt.VIR_DOMAIN_SHUTOFF: "shut off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_PMSUSPENDED: "pmsuspended",
+}
+STATE_AFTER = {
+    libvirt.VIR_DOMAIN_EVENT_STARTED: "running",
+    libvirt.VIR_DOMAIN_EVENT_RESUMED: "running",
+    libvirt.VIR_DOMAIN_EVENT_SUSPENDED: "paused",
+    libvirt.VIR_DOMAIN_EVENT_STOPPED: "shut off",
+    libvirt.VIR_DOMAIN_EVENT_CRASHED: "crashed",
+    libvirt.VIR_DOMAIN_EVENT_PMSUSPENDED: "pmsuspended",
+}
+
+
+def list_domains(connection: libvirt.virConnect) -> dict[str, tuple[libvirt.virDomain, Optional[str]]]:
+    """Every domain by UUID, with its state. A domain that goes away meanwhile is left out."""
+    found: dict[str, tuple[libvirt.virDomain, Optional[str]]] = {}
+    for domain in connection.listAllDomains(0):
+        state: Optional[str] = "shut off"
+        if domain.ID() != -1:
+            try:
+                state = _STATES.get(domain.state()[0])
+            except libvirt.libvirtError:
+                continue
+        found[domain.UUIDString()] = (domain, state)
+    return found
