@@ -55,6 +55,11 @@ class RunningDaemon:
         except HarnessError as error:
             raise HarnessError(f"{error}; its log: {self.log()}") from error
 
+    def ensure(self) -> None:
+        """Start it if it does not run."""
+        if self.process is None or ended(self.process):
+            self.start()
+
     def _found(self) -> list[psutil.Process]:
         found = []
         for process in self.host.processes():

