@@ -67,6 +67,8 @@ class Server:
         self._accept_again()
         await self._stopped.wait()
         self._pause()  # the relays end when this process's ends of their socket pairs close
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            loop.remove_signal_handler(number)  # asyncio closes its pipe for them first, and a relay may end meanwhile
 
     def stop(self) -> None:
         self._stopped.set()
