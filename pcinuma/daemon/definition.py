@@ -117,7 +117,7 @@ def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools) -> Optional[Chan
         log.warning(warning, domain=name)
     if result.xml == before:
         return Change(False, before, before, result, owner, name)
-    if not domain.isPersistent():
+    if domain.ID() != -1 and not domain.isPersistent():  # one that was not running is persistent, and the call would cost the race
         standing = replace(with_standing(known, before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
         return Change(False, before, before, standing, owner, name)
     if domain.hasManagedSaveImage(0):
