@@ -12,7 +12,6 @@ the next look.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 import struct
 from pathlib import Path
@@ -39,7 +38,14 @@ class DefinitionFiles:
         """Watch from now on. Called again and again, since the folder may come later; costs nothing once it is watched."""
         if self.watching:
             return
-        libc = ctypes.CDLL(None, use_errno=True)
+        try:
+            import ctypes  # not at the top: where memory may not become executable, some versions cannot even be imported
+
+            libc = ctypes.CDLL(None, use_errno=True)
+        except (ImportError, MemoryError, OSError) as error:
+            log.warning("definitions cannot be watched", error=str(error) or type(error).__name__)
+            self.watching = True  # asking again would not help
+            return
         if self._descriptor is None:
             descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
             if descriptor < 0:
