@@ -126,6 +126,8 @@ class _Job:
             return Reason.NO_ACPI, Reason.NO_ACPI.sentence
         if domain.commandline_pci is not None:
             return Reason.QEMU_COMMANDLINE, f"{Reason.QEMU_COMMANDLINE.sentence} ({domain.commandline_pci})"
+        if domain.root_iommu:
+            return Reason.IOMMU_BUS, Reason.IOMMU_BUS.sentence
         foreign = _foreign_expander(domain)
         if foreign is not None:
             return Reason.FOREIGN_EXPANDER, f"{Reason.FOREIGN_EXPANDER.sentence} (controller {foreign})"

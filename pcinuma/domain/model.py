@@ -111,7 +111,8 @@ class Domain:
 
     ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
     cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``unaddressed``: how many PCI devices that are no
-    passthrough libvirt will have to find an address for. ``problem``: the first value in the XML that means nothing.
+    passthrough libvirt will have to find an address for. ``root_iommu``: an IOMMU is for the main root only. ``problem``: the
+    first value in the XML that means nothing.
     """
 
     name: str
@@ -131,5 +132,6 @@ class Domain:
     keep: frozenset[str]
     placement: Optional[Placement]
     commandline_pci: Optional[str]
+    root_iommu: bool
     problem: Optional[str]
     warnings: tuple[str, ...]

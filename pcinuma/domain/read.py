@@ -116,6 +116,7 @@ class _Reader:
             keep=own.keep,
             placement=own.placement,
             commandline_pci=self._commandline(),
+            root_iommu=any(driver.get("pciBus") == "0" for driver in self.root.iterfind("devices/iommu/driver")),
             problem=self.problem,
             warnings=tuple(self.warnings),
         )

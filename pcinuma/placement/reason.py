@@ -46,6 +46,7 @@ class Reason(enum.Enum):
     NO_ACPI = "no-acpi", "the guest has no ACPI (<features><acpi/>), and would not find devices on a second PCI root without it"
     FOREIGN_EXPANDER = "foreign-expander", "the devices sit on expander buses that somebody else made"
     QEMU_COMMANDLINE = "qemu-commandline", "the domain hands PCI devices or buses to QEMU by <qemu:commandline>"
+    IOMMU_BUS = "iommu-bus", "the domain ties an IOMMU to the main PCI root, and a device that moved away would lose it"
     BAD_VALUE = "bad-value", "a value in the domain XML means nothing"
     NO_APERTURE = "no-aperture", "the devices' memory windows would not fit the guest's PCI aperture"
     REQUIRED = "required", "policy 'required' is not met"
