@@ -495,7 +495,7 @@ step_revert() {
             die "a placed domain could not be reverted, so nothing was removed; mend that, or go on with --force (such a domain starts all the same, and keeps its layout)"
         fi
         note "not reverted, and left as they are: $(placed_definitions | sed 's|.*/||; s|\.xml$||' | tr '\n' ' ')"
-    else
+    elif [[ $output == *": "*reverted* ]]; then
         did "placed domains reverted"
     fi
 }
@@ -526,6 +526,11 @@ step_stop() {
         for pid in $(pids_of "$name" "/usr/bin/$name"); do
             STEP="stopping $name (pid $pid)"
             kill "$pid"
+            # It writes its state once more before it ends.
+            for _ in {1..75}; do
+                kill -0 "$pid" 2>/dev/null || break
+                sleep 0.2
+            done
             did "$name stopped (pid $pid)"
         done
     done
