@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +22,16 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Release:
-    """A Debian release. ``why``: what makes it worth a run."""
+    """A Debian release. ``why``: what makes it worth a run. ``borrowed``: Python packages that are too old there, and are unpacked
+    over its own from this machine's distribution."""
 
     suite: str
     why: str
+    borrowed: tuple[str, ...] = ()
 
 
 RELEASES = (
-    Release("bullseye", "the oldest that Debian has: libvirt 7.0, QEMU 5.2, Python 3.9"),
+    Release("bullseye", "the oldest that Debian has: libvirt 7.0, QEMU 5.2, Python 3.9", ("python3-structlog",)),
     Release("trixie", "the present stable: libvirt 11.3, QEMU 10.0"),
     Release("sid", "the newest that Debian has"),
 )
@@ -65,6 +68,8 @@ def chroot(release: Release) -> Path:
     stale = "-o Acquire::Check-Valid-Until=false"
     install = f"apt-get -q {stale} update && apt-get -q -y --no-install-recommends install \"$@\" && apt-get -q clean"
     _run(["chroot", str(unfinished), "sh", "-c", install, "sh", *PACKAGES], {**environment, "DEBIAN_FRONTEND": "noninteractive"})
+    for package in release.borrowed:
+        _unpack(package, unfinished)
     unfinished.rename(target)
     return target
 
@@ -102,9 +107,15 @@ def _debootstrap() -> tuple[dict[str, str], str]:
         return environment, installed
     unpacked = folder() / "debootstrap"
     if not (unpacked / "usr/sbin/debootstrap").exists():
-        unpacked.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["apt-get", "-qq", "download", "debootstrap"], cwd=unpacked, check=True)
-        (package,) = unpacked.glob("debootstrap_*.deb")
-        subprocess.run(["dpkg", "-x", str(package), str(unpacked)], check=True)
-        package.unlink()
+        _unpack("debootstrap", unpacked)
     return {**environment, "DEBOOTSTRAP_DIR": str(unpacked / "usr/share/debootstrap")}, str(unpacked / "usr/sbin/debootstrap")
+
+
+def _unpack(package: str, target: Path) -> None:
+    """Unpack a package of this machine's distribution below ``target``, without installing it."""
+    with tempfile.TemporaryDirectory() as download:
+        os.chmod(download, 0o755)  # apt downloads as a user of its own
+        subprocess.run(["apt-get", "-qq", "download", package], cwd=download, stderr=subprocess.DEVNULL, check=True)
+        (archive,) = Path(download).glob(f"{package}_*.deb")
+        target.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["dpkg", "-x", str(archive), str(target)], check=True)

@@ -75,6 +75,11 @@ def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = 20.0
         time.sleep(interval)
 
 
+def quiet() -> bool:
+    """Whether this machine's processors have little else to do, so that milliseconds mean something."""
+    return bool(psutil.cpu_percent(interval=0.5) < 25)
+
+
 def ended(process: psutil.Process) -> bool:
     """Whether a process has ended, reaped or not."""
     try:
@@ -230,8 +235,8 @@ class PrivateLibvirt:
         try:
             out, err = process.communicate(input, timeout=timeout)
         except subprocess.TimeoutExpired:
+            # Ends nsenter; what it started holds the pipes on, and ends with the private host at the latest.
             process.kill()
-            process.communicate()
             raise
         if check and process.returncode != 0:
             raise HarnessError(f"{' '.join(_words(argv))}: exit {process.returncode}: {err or out}")

@@ -17,7 +17,7 @@ from tests.hosts.machines import MACHINES
 from tests.libvirt.conftest import require
 from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
 from tests.libvirt.events import ADDED, UPDATED, Listener
-from tests.libvirt.harness import PrivateLibvirt, until
+from tests.libvirt.harness import PrivateLibvirt, quiet, until
 from tests.libvirt.running_daemon import RunningDaemon, state_files
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
@@ -177,6 +177,7 @@ def test_fifty_domains_at_once(host: PrivateLibvirt, daemon: RunningDaemon) -> N
 
 
 def test_the_time_from_define_to_placed_is_milliseconds(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
+    idle = quiet()
     delays = []
     connection = host.connect()
     with Listener(host) as listener:
@@ -186,7 +187,9 @@ def test_the_time_from_define_to_placed_is_milliseconds(host: PrivateLibvirt, da
             returned = time.monotonic()
             delays.append(await_event(listener, f"quick-{number}", UPDATED) - returned)
     print(f"define to placed: median {statistics.median(delays) * 1000:.1f} ms, worst {max(delays) * 1000:.1f} ms")
-    assert min(delays) < 0.015, "even the best of twenty is slow"
+    assert max(delays) < 2
+    if idle:
+        assert statistics.median(delays) < 0.01
 
 
 def test_a_broken_host_tree_means_the_default_layout_and_a_mended_one_recovery(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
