@@ -90,7 +90,7 @@ class HostPlan:
 
     nodes: int = 2
     memory_mib: int = 3072
-    cpus: int = 4
+    cpus: int = 2
     complexes: list[Complex] = field(default_factory=list)
     expanders: bool = True
 
@@ -123,7 +123,7 @@ class HostPlan:
 
     def argv(self, disks: Path) -> list[str]:
         """QEMU's arguments for processors, memory, IOMMU and all of PCI. ``disks``: where the drives' images are made."""
-        each, cpus = self.memory_mib // self.nodes, self.cpus // self.nodes
+        each, cpus = self.memory_mib // self.nodes, max(self.cpus // self.nodes, 1)
         argv = ["-machine", "q35", "-m", str(each * self.nodes)]
         argv += ["-smp", f"{cpus * self.nodes},sockets={self.nodes},cores={cpus},threads=1"]
         for node in range(self.nodes):

@@ -18,7 +18,7 @@ READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
 READ_END = "=====PCINUMA-READ-END====="
 CMDLINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr pcie_ports=compat"
-    " cryptomgr.notests audit=0 apparmor=0 nowatchdog lpj=4000000 noreplace-smp raid=noautodetect random.trust_cpu=on"
+    " cryptomgr.notests audit=0 apparmor=0 nowatchdog random.trust_cpu=on"
 )
 
 _READ = """

@@ -40,7 +40,7 @@ new=/new
 mkdir -p $new /mnt/lower /mnt/upper
 mount -t tmpfs -o mode=755 tmpfs $new
 cd $new
-mkdir -p usr etc run tmp dev proc sys root checkout job mnt var/tmp var/lib/dbus
+mkdir -p usr etc run tmp dev proc sys root checkout job mnt layers var/tmp var/lib/dbus
 mkdir -p var/lib/libvirt/qemu var/log/libvirt/qemu var/cache/libvirt/qemu
 export_of() { # TAG TARGET OPTIONS
     mkdir -p "$2"
@@ -64,6 +64,7 @@ mkdir -p dev/pts dev/shm
 mount -t devpts devpts dev/pts; mount -t tmpfs tmpfs dev/shm; mount -t tmpfs -o mode=755 tmpfs run; mount -t tmpfs tmpfs tmp
 ln -sf /proc/self/fd dev/fd
 mount -t cgroup2 cgroup2 sys/fs/cgroup
+mount --move /mnt layers
 exec switch_root $new /bin/sh /job/start
 """
 
