@@ -33,6 +33,7 @@ class Layout:
         self.children: dict[int, list[int]] = {}
         self.taken: dict[int, set[int]] = {}
         self._home: dict[int, Optional[int]] = {0: None}
+        self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
         self.added: list[NewController] = []
         self.gained: set[int] = set()
         self._freed = sorted(freed)
@@ -81,7 +82,8 @@ class Layout:
 
     def main_buses(self) -> int:
         """How many bus numbers the main hierarchy needs, root bus and the ports that libvirt puts into index gaps included."""
-        return 1 + max(0, self._gaps) + sum(1 for index in self.controllers if index > 0 and self.expander_of(index) is None)
+        bridges = sum(1 for index in self.controllers if index > 0 and self.expander_of(index) is None)
+        return 1 + bridges + max(0, self._gaps) + self._to_come
 
     def room_below(self, expander: int) -> int:
         """How many more bridges fit below an expander that has its bus number."""
@@ -189,7 +191,7 @@ class Layout:
             raise NoRoom(f"{floor + sum(widths.values())} bus numbers are needed where {ceiling} are free")
         if spare < 0:
             return
-        reserve = 0 if self.machine is MachineKind.PCI else min(4, spare // (len(new) + 1))
+        reserve = 0 if self.machine is MachineKind.PCI else min(4, spare // len(new))
         for controller in reversed(new):
             ceiling -= widths[controller.index] + reserve
             self._set_bus_nr(controller.index, ceiling)

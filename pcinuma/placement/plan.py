@@ -129,7 +129,7 @@ class _Attempt:
         self._keep_spare_ports()
         self._leave_slots(newcomers)
         self.layout.number_expanders()
-        self._check_main()
+        self._check_buses()
         self._say_apart()
         return self._plan()
 
@@ -241,10 +241,15 @@ class _Attempt:
             return PciAddress(0, self.layout.add_main_ports(1)[0], 0, 0)
         return PciAddress(0, 0, self.layout.free_main_slot(), 0)
 
-    def _check_main(self) -> None:
-        numbered = [c.bus_nr for c in self.layout.controllers.values() if c.bus_nr is not None and self.layout.is_expander(c)]
-        if self.layout.added and numbered and self.layout.main_buses() > min(numbered):
-            raise NoRoom(f"the main PCI root needs {self.layout.main_buses()} bus numbers where {min(numbered)} are free")
+    def _check_buses(self) -> None:
+        """Whoever added bridges, ours or somebody's: every hierarchy must fit before the next expander's first bus."""
+        layout = self.layout
+        numbered = {c.bus_nr: index for index, c in layout.controllers.items() if c.bus_nr is not None and layout.is_expander(c)}
+        if numbered and layout.main_buses() > min(numbered):
+            raise NoRoom(f"the main PCI root needs {layout.main_buses()} bus numbers where {min(numbered)} are free")
+        for bus_nr, index in sorted(numbered.items()):
+            if index in self.standing.ours and layout.room_below(index) < 0:
+                raise NoRoom(f"the bridges below bus {bus_nr} reach into the next expander's")
 
     # Below the expanders.
 
