@@ -313,6 +313,30 @@ def test_a_device_that_is_plugged_in_gets_a_spare_port_of_its_node(tmp_path: Pat
             assert told("0000:99:00.0", "--live") is None
 
 
+# Without an answer
+
+
+def test_a_start_waits_for_a_hanging_daemon_and_then_goes_its_way(tmp_path: Path) -> None:
+    """Frozen: two seconds and a line in the log. Killed: no delay. Back again: placed again."""
+    require()
+    with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host, RunningDaemon(host) as daemon, RunningProxy(host) as proxy:
+        connection = proxy.connect()
+
+        def waits(name: str) -> list[float]:
+            """Seconds that calls that went as they came had waited for the daemon, after one more start."""
+            connection.createXML(guest(name)).destroy()
+            return [float(found) / 1000 for found in re.findall(r"forwarded as it came.*duration_ms=(\S+)", proxy.log())]
+
+        assert waits("usual") == []
+        daemon.freeze()
+        assert waits("frozen") == [pytest.approx(2.0, abs=0.5)]
+        daemon.thaw()
+        daemon.kill()
+        assert waits("killed")[1:] == [pytest.approx(0, abs=0.5)]
+        daemon.start()
+        assert len(waits("back")) == 2
+
+
 # Migration
 
 

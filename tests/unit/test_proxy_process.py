@@ -1,0 +1,175 @@
+"""The proxy as a process, before a socket that stands for libvirt's: listening, handing over, and its limits."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pcinuma.proxy.server import CONNECTIONS_OF_A_USER
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+PROXY = ("/usr/bin/python3", "-m", "pcinuma.proxy")
+USER = 4321
+
+
+@contextmanager
+def echo(path: Path) -> Iterator[None]:
+    """Something to connect to that sends back what it gets."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    path.chmod(0o666)
+    listener.listen(512)
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=answer, args=[connection], daemon=True).start()
+
+    def answer(connection: socket.socket) -> None:
+        while data := connection.recv(4096):
+            connection.sendall(data)
+        connection.close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield
+    listener.close()
+
+
+@contextmanager
+def running(*words: str, prefix: tuple[str, ...] = (), **environment: str) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [*prefix, *PROXY, *words], cwd=CHECKOUT, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+
+
+def connected(path: Path) -> socket.socket:
+    deadline = time.monotonic() + 10
+    while True:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.settimeout(5)
+        try:
+            sock.connect(str(path))
+            return sock
+        except OSError:
+            sock.close()
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.02)
+
+
+def answers(path: Path) -> bool:
+    with connected(path) as sock:
+        sock.sendall(b"is anybody there, on the other side of this?")
+        return sock.recv(100) == b"is anybody there, on the other side of this?"
+
+
+@pytest.fixture
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that every user may enter."""
+    made = tmp_path_factory.mktemp("proxy")
+    for part in (made, made.parent, made.parent.parent):
+        part.chmod(part.stat().st_mode | 0o055)
+    return made
+
+
+def test_a_client_reaches_what_is_behind_the_proxy(folder: Path) -> None:
+    with echo(folder / "up"), running("--listen", str(folder / "own"), "--upstream", str(folder / "up")):
+        assert answers(folder / "own")
+
+
+def test_systemd_may_hand_over_the_socket_and_its_name_says_what_is_behind_it(folder: Path) -> None:
+    activate = ("systemd-socket-activate", f"--listen={folder / 'own'}", f"--fdname={folder / 'up'}")
+    with echo(folder / "up"), running(prefix=activate):
+        assert answers(folder / "own")
+
+
+def test_a_second_proxy_does_not_take_the_socket_away(folder: Path) -> None:
+    words = ("--listen", str(folder / "own"), "--upstream", str(folder / "up"))
+    with echo(folder / "up"), running(*words):
+        assert answers(folder / "own")
+        second = subprocess.run([*PROXY, *words], cwd=CHECKOUT, capture_output=True, text=True, timeout=20)
+        assert (second.returncode, second.stderr) == (2, f"pcinuma-proxy: {folder / 'own'}: somebody listens there already\n")
+        assert answers(folder / "own")
+
+
+def test_a_socket_left_over_is_replaced(folder: Path) -> None:
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(str(folder / "own"))
+    left.close()
+    with echo(folder / "up"), running("--listen", str(folder / "own"), "--upstream", str(folder / "up")) as process:
+        assert process.stderr is not None and "listening" in process.stderr.readline()
+        assert answers(folder / "own")
+
+
+def test_nobody_behind_it_ends_the_clients_connection_and_nothing_else(folder: Path) -> None:
+    with running("--listen", str(folder / "own"), "--upstream", str(folder / "up")) as process:
+        for _ in range(2):
+            with connected(folder / "own") as sock:
+                assert sock.recv(1) == b""
+        with echo(folder / "up"):
+            assert answers(folder / "own")
+        assert process.poll() is None
+
+
+def test_systemd_hears_when_it_is_ready(folder: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
+        notified.bind(str(folder / "notify"))
+        notified.settimeout(10)
+        with running("--listen", str(folder / "own"), "--upstream", str(folder / "up"), NOTIFY_SOCKET=str(folder / "notify")):
+            assert notified.recv(100) == b"READY=1"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_one_user_cannot_take_all_the_connections(folder: Path) -> None:
+    with echo(folder / "up"), running("--listen", str(folder / "own"), "--upstream", str(folder / "up")) as process:
+        assert answers(folder / "own")
+        script = f"""
+import os, socket
+os.setgid({USER}); os.setuid({USER})
+held = []
+for _ in range({CONNECTIONS_OF_A_USER} + 20):
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect({str(folder / "own")!r})
+    held.append(sock)
+served = 0
+for sock in held:
+    try:
+        sock.sendall(b"is anybody there, on the other side of this?")
+        served += sock.recv(100) != b""
+    except OSError:
+        pass
+print(served, flush=True)
+input()
+"""
+        user = subprocess.Popen(["/usr/bin/python3", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert user.stdout is not None
+        served = int(user.stdout.readline())
+        process.send_signal(signal.SIGSTOP)
+        complaints = os.read(process.stderr.fileno(), 1 << 16).decode() if process.stderr else ""
+        process.send_signal(signal.SIGCONT)
+        assert served == CONNECTIONS_OF_A_USER, complaints
+        assert complaints.count(f"uid {USER}: it has {CONNECTIONS_OF_A_USER} connections already") == 20, complaints
+        assert answers(folder / "own"), "root is still served"
+        relays = psutil.Process(process.pid).children()
+        assert len(relays) >= CONNECTIONS_OF_A_USER
+        user.communicate("\n")
+        psutil.wait_procs(relays, timeout=20)
+        assert not [relay for relay in relays if relay.is_running()]
