@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import fcntl
+import gc
 import os
 import signal
 import socket
@@ -155,6 +156,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     options = arguments(argv)
     configure(debug=options.debug)
     sys.setswitchinterval(SWITCH_INTERVAL)
+    gc.freeze()  # what is loaded by now stays, so that no collection during a start looks at it
     try:
         os.setpriority(os.PRIO_PROCESS, 0, min(NICE, os.getpriority(os.PRIO_PROCESS, 0)))
     except OSError as error:

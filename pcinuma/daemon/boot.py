@@ -1,7 +1,8 @@
 """The hook's question: a domain is about to boot; is its XML placed as the host is now?
 
-Answered from the XML, sysfs and what is in memory; libvirt waits meanwhile, so it is never asked. libvirt boots the XML as it
-is, so what counts is the XML as given, not what the engine would make of it.
+Answered from the XML, sysfs and what is in memory; libvirt waits meanwhile, so it is never asked, and only what decides the
+answer is worked out before it is given (:func:`judge`); what is merely remembered comes after it (:meth:`Boot.standing`).
+libvirt boots the XML as it is, so what counts is the XML as given, not what the engine would make of it.
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from typing import Callable, Optional
 from pcinuma import engine
 from pcinuma.address import PciAddress
 from pcinuma.daemon.standing import all_stand, as_it_is, parse, strangers, with_standing
-from pcinuma.domain.model import Domain
+from pcinuma.domain import metadata
+from pcinuma.domain.xml import Document
 from pcinuma.engine import Request, Result
+from pcinuma.errors import DomainError
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
@@ -24,49 +27,66 @@ UNPLACED = "it starts with its devices where they were before; the placement cou
 class Boot:
     """What is about to boot.
 
-    ``standing``: the report on the XML as it is. ``placed``: the XML that it should be, None if it is that already.
-    ``refusal``: the sentence that refuses the start.
+    ``allowed``: whether pcinuma may touch it. ``wished``: what the engine makes of it. ``placed``: the XML that it should be, None
+    if it is that already or must not be touched. ``refusal``: the sentence that refuses the start.
     """
 
-    domain: Domain
+    xml: bytes
+    name: str
+    uuid: Optional[str]
     policy: Policy
-    standing: Result
-    placed: Optional[bytes]
-    refusal: Optional[str]
-    ran_with: frozenset[PciAddress]
+    allowed: bool
+    wished: Result
+    placed: Optional[bytes] = None
+    refusal: Optional[str] = None
+
+    def standing(self) -> tuple[Result, frozenset[PciAddress]]:
+        """The report on the XML as it is, and the strangers on our ports that the guest runs with from now on."""
+        domain, wished = parse(self.xml), self.wished
+        if not self.allowed:
+            result = as_it_is(domain, self.xml, wished, Reason.NOT_ENABLED, f"pcinuma enable {self.name}")
+        elif wished.xml == self.xml:
+            result = wished
+        else:
+            result = with_standing(domain, self.xml, wished)
+            if all_stand(wished, result):
+                right = Reason.ALREADY_PLACED
+                result = replace(result, outcome=Outcome.UNCHANGED, reason=right, message=right.sentence)
+            elif self.refusal is not None:
+                result = replace(result, outcome=Outcome.FALLBACK, reason=Reason.REQUIRED, message=self.refusal, refused=True)
+            else:
+                result = replace(result, outcome=Outcome.FALLBACK, reason=None, message=UNPLACED)
+        return result, strangers(domain)
 
 
-def examine(
+def judge(
     xml: bytes,
     request_for: Callable[[Optional[str]], Request],
     allows: Callable[[Optional[str], Optional[Policy]], bool],
     is_persistent: Callable[[Optional[str]], bool],
 ) -> Boot:
-    """Examine the XML of a domain that is about to boot. Raises UnusableInput."""
-    domain = parse(xml)
-    request = request_for(domain.uuid)
+    """Judge the XML of a domain that is about to boot. Raises UnusableInput."""
+    root = Document(xml).root
+    name, uuid = (root.findtext("name") or "").strip(), (root.findtext("uuid") or "").strip() or None
+    try:
+        owner = metadata.read(root).policy
+    except DomainError:
+        owner = None  # the engine says what is wrong with it
+    request = request_for(uuid)
     wished = engine.place(xml, request)
-    policy = domain.policy or request.settings.policy
-    ran_with = strangers(domain)
-    if not allows(domain.uuid, domain.policy):
-        standing = as_it_is(domain, xml, wished, Reason.NOT_ENABLED, f"pcinuma enable {domain.name}")
-        return Boot(domain, policy, standing, None, None, ran_with)
+    boot = Boot(xml, name, uuid, owner or request.settings.policy, allows(uuid, owner), wished)
+    if not boot.allowed:
+        return boot
     if wished.refused:
-        return Boot(domain, policy, wished, None, f"domain {domain.name}: {wished.message}", ran_with)
+        return replace(boot, refusal=f"domain {name}: {wished.message}")
     if wished.xml == xml:
-        return Boot(domain, policy, wished, None, None, ran_with)
-    standing = with_standing(domain, xml, wished)
-    if all_stand(wished, standing):
-        standing = replace(standing, outcome=Outcome.UNCHANGED, reason=Reason.ALREADY_PLACED, message=Reason.ALREADY_PLACED.sentence)
-        return Boot(domain, policy, standing, wished.xml, None, ran_with)
-    if policy is Policy.REQUIRED:
+        return boot
+    if boot.policy is Policy.REQUIRED and not all_stand(wished, with_standing(parse(xml), xml, wished)):
         mend = (
             "its definition is being placed now: start it again"
-            if is_persistent(domain.uuid)
+            if is_persistent(uuid)
             else "it is transient: create it through pcinuma-proxy, or pass its XML through 'pcinuma place' first"
         )
         text = f"{Reason.REQUIRED.sentence}: its devices are not placed as the host is now; {mend}"
-        refused = replace(standing, outcome=Outcome.FALLBACK, reason=Reason.REQUIRED, message=text, refused=True)
-        return Boot(domain, policy, refused, wished.xml, f"domain {domain.name}: {text}", ran_with)
-    standing = replace(standing, outcome=Outcome.FALLBACK, reason=None, message=UNPLACED)
-    return Boot(domain, policy, standing, wished.xml, None, ran_with)
+        return replace(boot, placed=wished.xml, refusal=f"domain {name}: {text}")
+    return replace(boot, placed=wished.xml)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import datetime, timezone
 from typing import Optional
 
+from pcinuma.address import PciAddress
 from pcinuma.daemon.log import log
 from pcinuma.daemon.state import Decision, Record, State, StateFile
 from pcinuma.engine import Result
@@ -63,6 +64,13 @@ class Decisions:
         log.warning("a domain could not be looked at", domain=name, error=message, by=by)
         old = self.of(uuid) or Decision("", None, None, policy.value, 0, 0, "", by)
         self._keep(uuid, name, replace(old, outcome=Outcome.FALLBACK.value, reason=None, message=message, when=now(), by=by))
+
+    def ran(self, uuid: str, ran_with: frozenset[PciAddress]) -> None:
+        """A domain started with these addresses of strangers on our ports."""
+        record = self._state.domains.get(uuid)
+        if record is not None and record.ran_with != ran_with:
+            record.ran_with = ran_with
+            self._state_file.changed()
 
     def forget(self, uuid: str) -> None:
         """The domain is gone."""

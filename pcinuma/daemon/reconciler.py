@@ -27,7 +27,6 @@ from weakref import WeakValueDictionary
 
 import libvirt
 
-from pcinuma.address import PciAddress
 from pcinuma.daemon import definition
 from pcinuma.daemon.contention import Contention
 from pcinuma.daemon.decisions import Decisions
@@ -312,12 +311,8 @@ class Reconciler:
         policy = change.owner or self.settings.policy
         self.decisions.record(uuid, change.name, change.result, policy, by=by, began=began, changed=change.changed)
 
-    def start_begins(self, uuid: str, *, refused: bool, look_again: bool, ran_with: frozenset[PciAddress]) -> None:
+    def start_begins(self, uuid: str, *, refused: bool, look_again: bool) -> None:
         """The hook tells that a domain is about to start: leave it alone until it runs."""
-        record = self.state.domains.get(uuid)
-        if record is not None and record.ran_with != ran_with and not refused:
-            record.ran_with = ran_with
-            self._state_file.changed()
         patience = REFUSAL_TAKES if refused else START_TAKES
         loop = asyncio.get_running_loop()
         known = self.known.get(uuid)

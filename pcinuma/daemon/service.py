@@ -47,6 +47,7 @@ class Service:
         self._hooks = hooks
         self._executor = executor
         self._started = now()
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def handlers(self) -> dict[str, Handler]:
         """Every method by its full name."""
@@ -68,25 +69,34 @@ class Service:
         if (parameters["operation"], parameters["suboperation"]) != ("prepare", "begin"):
             return {"exit": 0, "xml": None, "message": None}
         began = time.monotonic()
-        xml = parameters["xml"].encode()
-        found = await _run(self._hooks, self._examine, xml)
-        reconciler, uuid, name = self._reconciler, found.domain.uuid, found.domain.name or parameters["domain"]
-        if uuid is not None:
-            reconciler.decisions.record(uuid, name, found.standing, found.policy, by="hook", began=began)
-            refused, wrong = found.refusal is not None, found.placed is not None
-            reconciler.start_begins(uuid, refused=refused, look_again=wrong, ran_with=found.ran_with)
-        placed = found.placed.decode() if found.placed is not None and found.refusal is None else None
-        return {"exit": 0 if found.refusal is None else 1, "xml": placed, "message": found.refusal}
+        found = await _run(self._hooks, self._judge, parameters["xml"].encode())
+        refused = found.refusal is not None
+        if found.uuid is not None:
+            self._reconciler.start_begins(found.uuid, refused=refused, look_again=found.placed is not None)
+            task = asyncio.get_running_loop().create_task(self._remember(found, began))  # runs when the answer is on its way
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        placed = found.placed.decode() if found.placed is not None and not refused else None
+        return {"exit": int(refused), "xml": placed, "message": found.refusal}
 
-    def _examine(self, xml: bytes) -> boot.Boot:
+    def _judge(self, xml: bytes) -> boot.Boot:
         reconciler = self._reconciler
         pools = self._pools.known(xml)
-        return boot.examine(
+        return boot.judge(
             xml,
             request_for=lambda uuid: replace(reconciler.request(uuid), pools=pools),
             allows=reconciler.allows,
             is_persistent=lambda uuid: uuid in reconciler.known,
         )
+
+    async def _remember(self, found: boot.Boot, began: float) -> None:
+        answered = time.monotonic() - began
+        standing, ran_with = await _run(self._hooks, found.standing)
+        if found.uuid is not None:
+            began = time.monotonic() - answered
+            self._reconciler.decisions.record(found.uuid, found.name, standing, found.policy, by="hook", began=began)
+            if found.refusal is None:
+                self._reconciler.decisions.ran(found.uuid, ran_with)
 
     async def place(self, parameters: Parameters) -> Reply:
         """See the interface."""

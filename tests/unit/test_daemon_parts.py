@@ -146,7 +146,7 @@ def test_only_networks_of_interfaces_are_asked_about() -> None:
 
 
 def examine(xml: bytes, host: Path, *, allow: bool = True, persistent: bool = True) -> boot.Boot:
-    return boot.examine(xml, lambda uuid: Request(host), lambda uuid, owner: allow, lambda uuid: persistent)
+    return boot.judge(xml, lambda uuid: Request(host), lambda uuid, owner: allow, lambda uuid: persistent)
 
 
 def both(domain: Domain) -> Domain:
@@ -155,8 +155,8 @@ def both(domain: Domain) -> Domain:
 
 def test_an_unplaced_domain_counts_no_device_as_placed_though_the_engine_would_place_it(host: Path) -> None:
     found = examine(both(two_cells()).formatted(), host)
-    assert found.standing.outcome is Outcome.FALLBACK
-    assert [device.placed for device in found.standing.devices] == [False, False]
+    assert found.standing()[0].outcome is Outcome.FALLBACK
+    assert [device.placed for device in found.standing()[0].devices] == [False, False]
     assert found.placed is not None
     assert found.refusal is None
 
@@ -164,8 +164,8 @@ def test_an_unplaced_domain_counts_no_device_as_placed_though_the_engine_would_p
 def test_a_placed_domain_boots_as_it_is(host: Path) -> None:
     placed = engine.place(both(two_cells()).formatted(), Request(host)).xml
     found = examine(placed, host)
-    assert (found.standing.reason, found.placed, found.refusal) == (Reason.ALREADY_PLACED, None, None)
-    assert all(device.placed for device in found.standing.devices)
+    assert (found.standing()[0].reason, found.placed, found.refusal) == (Reason.ALREADY_PLACED, None, None)
+    assert all(device.placed for device in found.standing()[0].devices)
 
 
 def test_a_device_that_was_added_after_placing_is_the_one_that_is_not_placed(host: Path) -> None:
@@ -173,7 +173,7 @@ def test_a_device_that_was_added_after_placing_is_the_one_that_is_not_placed(hos
     new = two_cells().hostdev("b3:00.0", "02:00.0").formatted().decode()
     hostdev = new[new.index("    <hostdev") : new.index("</hostdev>") + len("</hostdev>\n")]
     found = examine(placed.replace("    <memballoon", hostdev + "    <memballoon").encode(), host)
-    assert {device.source: device.placed for device in found.standing.devices} == {"0000:17:00.0": True, "0000:b3:00.0": False}
+    assert {device.source: device.placed for device in found.standing()[0].devices} == {"0000:17:00.0": True, "0000:b3:00.0": False}
 
 
 def test_required_counts_what_boots(host: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_host_that_changed_under_a_placed_domain_is_noticed(host: Path, tmp_pa
     swapped = placed.replace(b"cellid='0'", b"cellid='9'").replace(b"cellid='1'", b"cellid='0'").replace(b"cellid='9'", b"cellid='1'")
     found = examine(swapped, host)
     assert found.refusal is not None
-    assert not any(device.placed for device in found.standing.devices)
+    assert not any(device.placed for device in found.standing()[0].devices)
 
 
 def test_strangers_on_our_ports_are_those_that_are_not_passed_through(host: Path) -> None:

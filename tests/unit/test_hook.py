@@ -139,6 +139,7 @@ def test_required_refuses_what_cannot_be_placed_and_names_the_device(daemon: Dae
 def test_what_a_hook_saw_is_in_the_status(daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PCINUMA_SOCKET", str(daemon.socket))
     run(daemon.socket, UNPLACED)
+    daemon.await_log(" decided ")
     (entry,) = client.call("Status")["domains"]
     assert (entry["name"], entry["by"], entry["outcome"], entry["devices"], entry["placed"]) == ("guest", "hook", "fallback", 2, 0)
 
