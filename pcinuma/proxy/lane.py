@@ -16,7 +16,7 @@ from collections import deque
 from typing import Any
 
 CHUNK = 256 * 1024
-_ANCILLARY = socket.CMSG_SPACE(253 * 4)  # SCM_MAX_FD
+_ANCILLARY = socket.CMSG_SPACE(32 * 4)  # VIR_NET_MESSAGE_NUM_FDS_MAX
 _GONE = (BrokenPipeError, ConnectionResetError)
 
 
