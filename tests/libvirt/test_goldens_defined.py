@@ -41,6 +41,8 @@ def require_emulator(host: PrivateLibvirt, golden: Path) -> None:
     architecture = etree.fromstring(golden.read_bytes()).find("os/type").get("arch", "x86_64")
     if not (host.root / f"usr/bin/qemu-system-{architecture}").exists():
         pytest.skip(f"qemu-system-{architecture} is not installed")
+    if architecture == "aarch64" and host.connect().getLibVersion() < 9_000_000:
+        pytest.skip("this libvirt knows expander buses on q35 only (7.0 says so, 9.0 takes them)")
 
 
 @pytest.mark.parametrize("name", NAMES)
