@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Union
+from typing import Optional, Union
 
 from pcinuma.address import PciAddress
 from pcinuma.lab.guest_tree import Devfn, PciPath
@@ -75,7 +75,7 @@ def switch(*below: Item) -> Switch:
 class Complex:
     """A root complex: its node (None: the firmware says none) and what hangs on its root ports."""
 
-    node: Union[int, None]
+    node: Optional[int]
     bus_nr: int
     ports: list[Item] = field(default_factory=list)
 
@@ -113,6 +113,11 @@ class HostPlan:
             for item in root.ports:
                 bus = _number(item, bus + 1, found)
         return found
+
+    def device_nodes(self) -> dict[str, Optional[int]]:
+        """Name -> the node that the firmware says; None for none."""
+        by_root = {"0000:%02x" % root.bus_nr: root.node for root in self.complexes}
+        return {name: by_root.get(path.root) for name, path in self.places().items()}
 
     def _walk(self) -> Iterator[tuple[Device, PciPath]]:
         for number, root in enumerate(self.complexes):
