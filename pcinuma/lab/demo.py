@@ -29,7 +29,7 @@ from pcinuma.lab.presets import Preset
 from pcinuma.settings import GroupBy
 
 GROUP_BY = GroupBy.SWITCH
-TIMEOUT = 600
+TIMEOUT = 1500
 _MEMORY_FOR_TWO_MIB = 5000
 
 

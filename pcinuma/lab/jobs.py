@@ -53,13 +53,13 @@ virsh dumpxml %(name)s >/job/out/live.xml
 
 GUEST = """
 printed() { grep -q '%(end)s' /job/out/%(name)s.console; }
-wait_for 400 printed || give_up "the guest printed nothing: $(tail -n 3 /job/out/%(name)s.console)"
+wait_for 900 printed || give_up "the guest printed nothing: $(tail -n 3 /job/out/%(name)s.console)"
 step "the guest has printed what it sees"
 """ % {"name": NAME, "end": END}
 
 READ = """
 has_read() { grep -q '%(end)s' /job/out/%(name)s.console; }
-wait_for 120 has_read || give_up "the guest read nothing"
+wait_for 300 has_read || give_up "the guest read nothing"
 step "the guest has read its drives"
 """ % {"name": NAME, "end": READ_END}
 

@@ -54,4 +54,4 @@ def tier3_host(early: dict[str, Future[HostRun]]) -> HostRun:
 
 def _result(future: Optional[Future[HostRun]]) -> HostRun:
     assert future is not None
-    return future.result(timeout=900).require()
+    return future.result(timeout=1800).require()

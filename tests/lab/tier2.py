@@ -63,4 +63,4 @@ def run(image: kernel.Kernel, scratch: Path) -> HostRun:
         "nested.cpio": nested.image(image),
     }
     names = {"vm": jobs.NAME, "stranger": STRANGER, "bare": BARE, "gone": at["disk0"]}
-    return virtual_host.run(preset.host, JOB % names, image, scratch, files=files, timeout=600)
+    return virtual_host.run(preset.host, JOB % names, image, scratch, files=files, timeout=1500)

@@ -18,7 +18,7 @@ def run(preset: Preset, image: kernel.Kernel, scratch: Path, *, read_disks: bool
         f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
         "nested.cpio": nested.image(image, read_disks=read_disks),
     }
-    return virtual_host.run(preset.host, job, image, scratch, files=files, timeout=800)
+    return virtual_host.run(preset.host, job, image, scratch, files=files, timeout=1500)
 
 
 def run_two_sockets(image: kernel.Kernel, scratch: Path) -> HostRun:
