@@ -18,6 +18,7 @@ from pcinuma.domain.edit import apply_plan, withdraw
 from pcinuma.domain.model import Domain, MachineKind
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
+from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.plan import Wish, make_plan
 from pcinuma.placement.plan_model import NoRoom, Plan
@@ -141,7 +142,7 @@ class _Job:
         if self.request.replan and self.domain.placement is not None:
             freed = withdraw(self.document, self.domain, self.elements)
             self.domain, self.elements = read_domain(self.document, frozenset(self.request.pools))
-        wish = Wish(self.group_by, self.request.settings.spare_ports, freed, self.request.ran_with)
+        wish = Wish(self.group_by, self.request.settings.spare_ports, freed, self.request.ran_with, self.seen.aperture)
         try:
             plan = make_plan(self.domain, self.seen.verdicts, self.seen.hosts, self.seen.virtual, wish)
         except NoRoom as error:
@@ -164,17 +165,18 @@ class _Job:
         return Result(Outcome.PLACED, None, plan.stepped_down, grouping, devices, xml, False, self.domain.warnings)
 
     def _no_room(self, before: Domain, error: NoRoom) -> Result:
-        message = f"{Reason.NO_ROOM.sentence} ({error})"
+        reason = Reason.NO_APERTURE if isinstance(error, NoAperture) else Reason.NO_ROOM
+        message = f"{reason.sentence} ({error})"
         if before.placement is None or self.policy is Policy.REQUIRED:
             self.domain = before
-            return self._as_it_is(Outcome.FALLBACK, Reason.NO_ROOM, message)
+            return self._as_it_is(Outcome.FALLBACK, reason, message)
         document = Document(self.xml)
         domain, elements = read_domain(document, frozenset(self.request.pools))
         withdraw(document, domain, elements)
         domain, _ = read_domain(document, frozenset(self.request.pools))
-        devices = device_reports(domain, self.seen, None, fallback=Reason.NO_ROOM)
+        devices = device_reports(domain, self.seen, None, fallback=reason)
         message = f"the standing placement is wrong and no other fits, so it was taken back: {message}"
-        return Result(Outcome.FALLBACK, Reason.NO_ROOM, message, None, devices, document.serialise(), False, domain.warnings)
+        return Result(Outcome.FALLBACK, reason, message, None, devices, document.serialise(), False, domain.warnings)
 
     def _as_it_is(self, outcome: Outcome, reason: Reason, message: str, plan: Optional[Plan] = None) -> Result:
         """The input byte for byte; under ``required`` only if that is good enough."""

@@ -70,7 +70,7 @@ def device_reports(
 ) -> tuple[DeviceReport, ...]:
     """A report on every passthrough device of ``domain``, in the order of the XML: as ``plan`` leaves it, else as it stands.
 
-    ``fallback`` is the reason for which the whole domain stays; of those only ``no-room`` is also each device's own.
+    ``fallback`` is the reason for which the whole domain stays; of those only want of room is also each device's own.
     """
     seats = {}
     if plan is not None:
@@ -88,8 +88,8 @@ def device_reports(
         else:
             home = layout.expander_of(device.address.bus) if layout and device.address else None
             placed = home is not None and home in ours
-            if fallback is Reason.NO_ROOM and verdict is not None and verdict.target is not None and not placed:
-                reason = Reason.NO_ROOM
+            if fallback in (Reason.NO_ROOM, Reason.NO_APERTURE) and verdict is not None and verdict.target is not None and not placed:
+                reason = fallback
         if placed and reason is Reason.POOL_UNRESOLVED:
             reason = None  # it stands where it was put when libvirt could be asked
         host = seen.hosts.get(device.source)

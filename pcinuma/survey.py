@@ -15,11 +15,14 @@ from pcinuma.address import PciAddress
 from pcinuma.domain.model import Domain, Form, Given, Passthrough
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.place import HostReader, Place
+from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.mapping import Mapped, NodeFacts, map_node
 from pcinuma.placement.plan_model import Target, Verdict
 from pcinuma.placement.reason import Reason
 from pcinuma.placement.units import kept_sources, shares_slot
 from pcinuma.settings import Unaligned
+
+_WITH_BARS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV, Form.NETWORK_POOL)
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Survey:
 
     ``hosts``: the PCI address whose place counts (the parent's for mdev and vDPA). ``nodes``: host node. ``cells``: the mapped guest cell.
     ``virtual``: which are VFs, told only of devices that share a guest slot. ``trouble``: why no plan can be made, and the sentence.
+    ``aperture``: what UEFI firmware has to map where; None where it does not matter.
     """
 
     verdicts: dict[str, Verdict]
@@ -36,6 +40,7 @@ class Survey:
     cells: dict[str, int]
     virtual: frozenset[str]
     trouble: Optional[tuple[Reason, str]]
+    aperture: Optional[Aperture] = None
 
     @classmethod
     def nothing(cls) -> Survey:
@@ -86,7 +91,24 @@ class _Surveyor:
                 self.verdicts[device.source] = self._look_at(device)
         sharing = shares_slot(self.domain)
         virtual = frozenset(s for s in sharing if s in self.hosts and self.reader.is_virtual_function(self.hosts[s]))
-        return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble)
+        return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble, self._aperture())
+
+    def _aperture(self) -> Optional[Aperture]:
+        firmware = self.domain.firmware
+        if firmware is None:
+            return None
+        bars = {}
+        for device in self.domain.devices:
+            if device.given is Given.PCI and device.source in self.hosts and device.form in _WITH_BARS:
+                try:
+                    bars[device.source] = self.reader.large_bars(self.hosts[device.source])
+                except HostError:
+                    continue  # where it matters, the device's place could not be read either
+        size = firmware.size
+        if size is None:
+            bits = firmware.bits or self.reader.address_bits()
+            size = None if bits is None else 1 << (bits - 3)
+        return None if size is None else Aperture(size, firmware.size is not None, bars)
 
     def _look_at(self, device: Passthrough) -> Verdict:
         try:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
+from pcinuma.domain.aperture import Firmware
 from pcinuma.settings import GroupBy, Policy
 
 
@@ -111,8 +112,8 @@ class Domain:
 
     ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
     cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``unaddressed``: how many PCI devices that are no
-    passthrough libvirt will have to find an address for. ``root_iommu``: an IOMMU is for the main root only. ``problem``: the
-    first value in the XML that means nothing.
+    passthrough libvirt will have to find an address for. ``root_iommu``: an IOMMU is for the main root only. ``firmware``: of
+    UEFI guests. ``problem``: the first value in the XML that means nothing.
     """
 
     name: str
@@ -133,5 +134,6 @@ class Domain:
     placement: Optional[Placement]
     commandline_pci: Optional[str]
     root_iommu: bool
+    firmware: Optional[Firmware]
     problem: Optional[str]
     warnings: tuple[str, ...]

@@ -13,6 +13,7 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
+from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.model import (
     Controller,
     Domain,
@@ -117,6 +118,7 @@ class _Reader:
             placement=own.placement,
             commandline_pci=self._commandline(),
             root_iommu=any(driver.get("pciBus") == "0" for driver in self.root.iterfind("devices/iommu/driver")),
+            firmware=read_firmware(self.root),
             problem=self.problem,
             warnings=tuple(self.warnings),
         )

@@ -26,6 +26,9 @@ from pcinuma.ranges import parse_ranges
 DEVICES = "/sys/bus/pci/devices"
 _ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
 
+_ADDRESS_BITS = re.compile(rb"^address sizes\s*:\s*(\d+) bits physical", re.MULTILINE)
+_PREFETCHABLE_64 = 0x102000
+
 UPSTREAM_PORT, DOWNSTREAM_PORT, ROOT_PORT = 5, 6, 4
 
 
@@ -89,6 +92,27 @@ class HostReader:
     def is_virtual_function(self, address: PciAddress) -> bool:
         """Whether the device is an SR-IOV VF."""
         return self.sysfs.link(f"{DEVICES}/{address}/physfn") is not None
+
+    def large_bars(self, address: PciAddress) -> tuple[int, ...]:
+        """The sizes of the device's 64-bit prefetchable BARs, which a bridge passes above 4 GiB; empty where not told.
+
+        Source: ``include/linux/ioport.h`` for the flags in ``resource``; its first six lines are the BARs.
+        """
+        sizes = []
+        for line in (self.sysfs.read(f"{DEVICES}/{address}/resource") or "").splitlines()[:6]:
+            words = line.split()
+            try:
+                start, end, flags = (int(word, 16) for word in words)
+            except ValueError:
+                continue
+            if flags & _PREFETCHABLE_64 == _PREFETCHABLE_64 and end > start:
+                sizes.append(end - start + 1)
+        return tuple(sizes)
+
+    def address_bits(self) -> Optional[int]:
+        """The physical address bits of the host's CPUs; None where not told."""
+        found = _ADDRESS_BITS.search(self.sysfs.read_bytes("/proc/cpuinfo", 8192))
+        return int(found.group(1)) if found else None
 
     def switches(self, route: Route) -> tuple[tuple[str, str], ...]:
         """The (upstream, downstream) pairs on ``route``, topmost first."""

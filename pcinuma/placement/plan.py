@@ -19,6 +19,7 @@ from typing import Mapping, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Domain, MachineKind, OccupantKind, Original, Placement
+from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.grouping import Shape, Switch, branching, shapes
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.plan_model import Move, NoRoom, Plan, Verdict
@@ -36,12 +37,14 @@ class Wish:
     """What shapes a plan besides the domain and the host.
 
     ``freed``: controller indexes that a withdrawn placement left. ``ran_with``: addresses of strangers that the guest already ran with.
+    ``aperture``: what the devices' windows must fit in.
     """
 
     group_by: GroupBy = GroupBy.ROOT_COMPLEX
     spare_ports: int = 0
     freed: tuple[int, ...] = ()
     ran_with: frozenset[PciAddress] = frozenset()
+    aperture: Optional[Aperture] = None
 
 
 def groupings(domain: Domain, wish: GroupBy) -> tuple[GroupBy, ...]:
@@ -64,7 +67,7 @@ def make_plan(
     for grouping in groupings(domain, wish.group_by):
         for spare_ports in sorted({wish.spare_ports, 0}, reverse=True):
             try:
-                found = _Attempt(domain, units, grouping, replace(wish, spare_ports=spare_ports), frozenset()).run()
+                found = _attempt(domain, units, grouping, replace(wish, spare_ports=spare_ports), frozenset())
             except NoRoom as error:
                 why = why or error
                 continue
@@ -80,13 +83,22 @@ def _without_some_newcomers(domain: Domain, units: list[Unit], grouping: GroupBy
     """A placed domain whose newcomers do not all fit: as many of them as do, in the order of their host addresses."""
     newcomers = [unit for unit in units if Standing.is_newcomer(domain, unit)]
     left_out = frozenset(unit.devices[0].source for unit in newcomers)
-    found = _Attempt(domain, units, grouping, wish, left_out).run()
+    found = _attempt(domain, units, grouping, replace(wish, aperture=None), left_out)  # so it runs already
     for unit in newcomers:
         try:
-            found = _Attempt(domain, units, grouping, wish, left_out - {unit.devices[0].source}).run()
+            found = _attempt(domain, units, grouping, wish, left_out - {unit.devices[0].source})
         except NoRoom:
             continue
         left_out -= {unit.devices[0].source}
+    return found
+
+
+def _attempt(domain: Domain, units: list[Unit], grouping: GroupBy, wish: Wish, left_out: frozenset[str]) -> Plan:
+    """The plan of one attempt. Raises NoRoom where it does not fit; windows matter only where something moves."""
+    attempt = _Attempt(domain, units, grouping, wish, left_out)
+    found = attempt.run()
+    if wish.aperture is not None and (found.add or found.moves):
+        wish.aperture.check(attempt.roots())
     return found
 
 
@@ -379,6 +391,18 @@ class _Attempt:
                 self.layout.add_port(expander, hotplug=None)
 
     # What came of it.
+
+    def roots(self) -> list[list[str]]:
+        """The devices on each PCI root, the main root first, expanders in the order of their bus numbers."""
+        layout = self.layout
+        expanders = [c for c in layout.controllers.values() if layout.is_expander(c)]
+        order = [None, *(c.index for c in sorted(expanders, key=lambda c: (c.bus_nr or 0, c.index)))]
+        found: dict[Optional[int], list[str]] = {home: [] for home in order}
+        for unit in self.units:
+            for device in unit.devices:
+                address = self.seats.get(device.source, device.address)
+                found[layout.expander_of(address.bus) if address is not None else None].append(device.source)
+        return list(found.values())
 
     def _say_apart(self) -> None:
         """Remark on devices whose switch the guest does not show although they branch there from one that came before."""

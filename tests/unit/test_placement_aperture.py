@@ -1,0 +1,123 @@
+"""What UEFI firmware can map: the model against boots that were measured, and what the engine does with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pcinuma.engine import Request, Result, place
+from pcinuma.placement.aperture import Aperture, NoAperture
+from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.settings import GroupBy
+from tests.hosts.build import E810, Host, Kind
+from tests.hosts.domains import Domain, two_cells
+from tests.hosts.machines import MACHINES
+
+GIB = 1 << 30
+BIG, NIC = (64 * GIB,), (16384,)
+SIX = {"a0": BIG, "a1": BIG, "an": NIC, "b0": BIG, "b1": BIG, "bn": NIC, "c0": BIG, "c1": BIG, "cn": NIC}
+TWO = {"a0": BIG, "a1": BIG}
+EIGHT = {f"g{number}": (16 * GIB,) for number in range(8)}
+
+MEASURED = [
+    ("six BARs of 64 GiB and three NICs on one root", 512, SIX, [list(SIX)], True),
+    ("the same on three root complexes", 512, SIX, [[], ["a0", "a1", "an"], ["b0", "b1", "bn"], ["c0", "c1", "cn"]], False),
+    ("the same on two nodes", 512, SIX, [[], ["a0", "a1", "an", "b0", "b1", "bn"], ["c0", "c1", "cn"]], False),
+    ("two of 64 GiB in 128", 128, TWO, [["a0", "a1"]], False),
+    ("the same on an expander", 128, TWO, [[], ["a0", "a1"]], False),
+    ("one of 64 GiB in 128", 128, {"a0": BIG}, [[], ["a0"]], True),
+    ("eight of 16 GiB in 128", 128, EIGHT, [list(EIGHT)], False),
+    ("the same on four root complexes", 128, EIGHT, [[], *(list(EIGHT)[n : n + 2] for n in (0, 2, 4, 6))], False),
+    ("four of 16 GiB on two root complexes", 128, EIGHT, [[], ["g0", "g1"], ["g2", "g3"]], True),
+]
+
+
+@pytest.mark.parametrize(("size", "bars", "roots", "fits"), [case[1:] for case in MEASURED], ids=[case[0] for case in MEASURED])
+def test_the_model_foretells_what_ovmf_was_seen_to_map(
+    size: int, bars: dict[str, tuple[int, ...]], roots: list[list[str]], fits: bool
+) -> None:
+    aperture = Aperture(size * GIB, True, bars)
+    if fits:
+        aperture.check(roots)
+    else:
+        with pytest.raises(NoAperture):
+            aperture.check(roots)
+
+
+def _gpus(domain: Domain) -> Domain:
+    """Two GPUs of 64 GiB and a NIC on each of three root complexes, two of which are on node 0."""
+    for base in (0x20, 0x50, 0x80):
+        for offset in (4, 5, 6):
+            domain.hostdev(f"{base + offset:02x}:00.0")
+    return domain
+
+
+def _uefi(domain: Domain, told_gib: int = 0) -> bytes:
+    if told_gib:
+        domain.commandline("-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={told_gib * 1024}")
+    return domain.raw().replace(b"<os>", b"<os firmware='efi'>")
+
+
+def _place(xml: bytes, folder: Path) -> Result:
+    return place(xml, Request(root=MACHINES["eight-gpus"]().write(folder)))
+
+
+def test_where_the_windows_would_not_be_mapped_the_guest_starts_as_it_is_and_is_told_the_aperture(tmp_path: Path) -> None:
+    xml = _uefi(_gpus(two_cells()), told_gib=512)
+    result = _place(xml, tmp_path)
+    assert (result.outcome, result.reason, result.xml) == (Outcome.FALLBACK, Reason.NO_APERTURE, xml)
+    assert result.message is not None and "of the 512 GiB" in result.message
+    assert {line.reason for line in result.devices} == {Reason.NO_APERTURE}
+
+
+def test_a_coarser_grouping_is_tried_first(tmp_path: Path) -> None:
+    accelerator = Kind(0x120000, 0x1234, 0x1, "accel", ((64 * GIB, "pref64"),))
+    host = Host().node(0, "0-3").node(1, "4-7")
+    domain = two_cells()
+    for number in range(3):
+        root = host.rc(f"pci0000:{0x20 + 0x30 * number:02x}", node=number // 2)
+        for slot, kind in enumerate((accelerator, accelerator, E810)):
+            root.port(f"{0x20 + 0x30 * number:02x}:{slot:02x}.0").device(f"{0x21 + 0x30 * number + slot:02x}:00.0", kind)
+            domain.hostdev(f"{0x21 + 0x30 * number + slot:02x}:00.0")
+    root_directory = host.write(tmp_path)
+    outcomes = {}
+    for told in (512, 576, 1024):
+        domain.tail = ""
+        result = place(_uefi(domain, told), Request(root=root_directory))
+        outcomes[told] = (result.outcome, result.reason, result.group_by)
+    assert outcomes == {
+        512: (Outcome.FALLBACK, Reason.NO_APERTURE, None),
+        576: (Outcome.PLACED, None, GroupBy.NODE),
+        1024: (Outcome.PLACED, None, GroupBy.ROOT_COMPLEX),
+    }
+
+
+def test_enough_is_enough_and_other_firmware_has_no_such_limit(tmp_path: Path) -> None:
+    for xml in (_uefi(_gpus(two_cells()), told_gib=1024), _gpus(two_cells()).raw()):
+        assert _place(xml, tmp_path / str(len(xml))).group_by is GroupBy.ROOT_COMPLEX
+
+
+def test_a_guest_that_exceeds_the_estimate_even_unplaced_has_a_larger_aperture_than_estimated(tmp_path: Path) -> None:
+    """No CPU model says more than 40 address bits here, of which OVMF takes an eighth: 128 GiB."""
+    assert _place(_uefi(_gpus(two_cells())), tmp_path / "many").outcome is Outcome.PLACED
+    one = _place(_uefi(two_cells().hostdev("24:00.0").hostdev("26:00.0")), tmp_path / "one")
+    assert (one.outcome, one.reason) == (Outcome.FALLBACK, Reason.NO_APERTURE)
+
+
+@pytest.mark.parametrize(("bits", "outcome"), [("40", Outcome.FALLBACK), ("46", Outcome.PLACED)])
+def test_the_cpu_has_the_hosts_address_bits_where_it_is_the_hosts_cpu(bits: str, outcome: Outcome, tmp_path: Path) -> None:
+    root = MACHINES["eight-gpus"]().write(tmp_path)
+    (root / "proc").mkdir()
+    (root / "proc/cpuinfo").write_text(f"processor\t: 0\naddress sizes\t: {bits} bits physical, 48 bits virtual\n")
+    xml = _uefi(two_cells().hostdev("24:00.0").hostdev("26:00.0"))
+    xml = xml.replace(b"<cpu mode='custom' match='exact'>", b"<cpu mode='host-passthrough'>")
+    assert place(xml, Request(root=root)).outcome is outcome
+
+
+def test_a_placed_guest_stays_placed(tmp_path: Path) -> None:
+    """It ran that way; only what would change is judged."""
+    placed = _place(_uefi(_gpus(two_cells())), tmp_path).xml
+    smaller = placed.replace(b"</domain>", b"  <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+                             b"<qemu:arg value='opt/ovmf/X-PciMmio64Mb,string=32768'/></qemu:commandline>\n</domain>")  # fmt: skip
+    assert place(smaller, Request(root=tmp_path)).outcome is Outcome.UNCHANGED
