@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = (
-    *("libvirt-daemon-system", "libvirt-clients", "qemu-system-x86", "qemu-system-arm", "qemu-system-ppc", "iproute2", "kmod"),
+    *("libvirt-daemon-system", "libvirt-clients", "iproute2", "kmod"),
+    *("qemu-system-x86", "qemu-system-arm", "qemu-system-ppc", "ovmf", "qemu-efi-aarch64"),
     *("python3", "python3-libvirt", "python3-lxml", "python3-psutil", "python3-structlog"),
 )
 
