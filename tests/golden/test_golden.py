@@ -14,6 +14,7 @@ from pcinuma.engine import Request, Result, place, revert
 from pcinuma.placement.reason import Outcome
 from pcinuma.settings import GroupBy, Policy, Settings
 from tests.golden.cases import BY_NAME, CASES, FOLDER, Case
+from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
 from tests.hosts.judge import judge, without_ours
 from tests.hosts.libvirt_format import define, missing

@@ -77,7 +77,8 @@ def report_faults(before: bytes, after: bytes, host: Host, report: dict[str, Any
             if line[key] != value:
                 found.append(f"{device.source}: report says {key} {line[key]!r}, it is {value!r}")
         stands = report["outcome"] == "fallback" and line["reason"] in ("device-absent", "host-unreadable")
-        if line["placed"] and line["reason"] not in (None, "kept-apart", "nearest") and not stands:
+        rides_along = line["reason"] == "no-affinity" and len([d for d in devices if d.at and device.at and d.at[:2] == device.at[:2]]) > 1
+        if line["placed"] and line["reason"] not in (None, "kept-apart", "nearest") and not stands and not rides_along:
             found.append(f"{device.source}: placed, and yet a reason {line['reason']}")
         if not line["placed"] and line["reason"] is None and report["reason"] is None:
             found.append(f"{device.source}: not placed, and no reason why")
@@ -202,6 +203,9 @@ def record_faults(before: bytes, after: bytes) -> list[str]:
         found.append(f"<placement> lists a device twice: {names}")
     if len(set(ours(after))) != len(ours(after)):
         found.append(f"<placement> lists a controller twice: {ours(after)}")
+    strange = set(names) - {d.source for d in passed(after)}
+    if strange and not any(name and "#" in name for name in strange):
+        found.append(f"<placement> still lists {sorted(map(str, strange))}, which the domain does not have")
     recorded = {child.get("source"): {k: v for k, v in child.attrib.items() if k != "source"} for child in element.findall(f"{NS}device")}
     known = (
         {}

@@ -94,6 +94,11 @@ def nodeset(text: str) -> set[int]:
     return numbers
 
 
+def cell_numbers(xml: bytes) -> set[int]:
+    """The guest's NUMA cells."""
+    return {int(cell.get("id", str(n))) for n, cell in enumerate(etree.fromstring(xml).findall("cpu/numa/cell"))}
+
+
 def cells_for(xml: bytes, host: Host, node: int) -> set[int]:
     """The guest cells that stand for a host node: one is the answer; none or several leave the device where it is."""
     root = etree.fromstring(xml)

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from tests.hosts.build import Host
 from tests.hosts.guest import EXPANDERS, PORTS, ROOTS, Controller, Guest, Slot
-from tests.hosts.passthrough import Passed, is_passed, ours, passed
+from tests.hosts.passthrough import Passed, cell_numbers, is_passed, ours, passed
 
 
 def layout_faults(before: bytes, after: bytes, owned: list[int], fresh: bool) -> list[str]:
@@ -33,6 +33,10 @@ def layout_faults(before: bytes, after: bytes, owned: list[int], fresh: bool) ->
             chassis[number] = controller.index
     found += address_faults(guest)
     mine = {i for i in owned if i in guest.controllers}
+    cells = cell_numbers(after)
+    for index in sorted(mine):
+        if guest.controllers[index].node is not None and guest.controllers[index].node not in cells:
+            found.append(f"our expander {index} is for cell {guest.controllers[index].node}, which the guest does not have")
     for index in sorted(mine):
         found += _controller_faults(guest, guest.controllers[index])
     extents = guest.extents()
@@ -137,7 +141,7 @@ def place_faults(after: bytes, host: Host, report: dict[str, Any], fresh: bool) 
         if expander is None or expander.index not in ours(after):
             found.append(f"{device.source} is reported as placed, but sits at {device.at}")
             continue
-        if line["reason"] in ("device-absent", "host-unreadable"):
+        if line["reason"] in ("device-absent", "host-unreadable", "no-affinity"):
             continue
         if expander.node != line["guest_cell"]:
             found.append(f"{device.source} belongs to cell {line['guest_cell']}, its expander to {expander.node}")

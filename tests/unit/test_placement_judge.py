@@ -11,6 +11,7 @@ import pytest
 from pcinuma.engine import Request, place
 from pcinuma.settings import GroupBy
 from tests.hosts.domains import Domain, two_cells
+from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
 from tests.hosts.judge import faults
 from tests.hosts.libvirt_format import define, missing
@@ -126,3 +127,8 @@ def test_the_model_of_libvirts_completion_agrees_with_the_real_one() -> None:
         ours, real = Guest.of(document).completed(), Guest.of(kept)
         assert {i: c.model for i, c in ours.controllers.items()} == {i: c.model for i, c in real.controllers.items()}
         assert {e.at for e in ours.endpoints if e.element is None or e.at} <= {e.at for e in real.endpoints}
+
+
+def test_reading_the_real_host_is_an_error() -> None:
+    with pytest.raises(AssertionError, match="reads the real host"), open("/sys/devices/system/node/online"):
+        pass

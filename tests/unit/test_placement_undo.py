@@ -12,6 +12,7 @@ from pcinuma.engine import Request, place, revert
 from pcinuma.placement.reason import Outcome, Reason
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.edits import with_device, without_device
+from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
 from tests.hosts.judge import judge
 from tests.hosts.libvirt_format import define, missing

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pcinuma.engine import Request, Result, place, revert
 from pcinuma.placement.reason import Outcome
 from pcinuma.settings import GroupBy
-from tests.hosts.build import unreadable
+from tests.hosts.build import INHERIT, list_format, unreadable
 from tests.hosts.edits import with_device, without_device
+from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
 from tests.hosts.judge import faults, judge, without_ours
 from tests.hosts.libvirt_format import define, missing
@@ -121,8 +122,14 @@ def test_a_host_or_mapping_that_changed_moves_only_the_devices_that_it_concerns(
         sources = [d for d in passed(xml, setup.host) if d.host_address and d.form != "mdev"]
         if sources and data.draw(st.booleans(), "the host changes"):
             function = setup.host.functions[data.draw(st.sampled_from(sources), "device").host_address]
-            function.node = data.draw(st.sampled_from([*sorted(setup.host.nodes), -1]), "node")
-            (root / "sys" / function.path / "numa_node").write_text(f"{function.node}\n")
+            node = data.draw(st.sampled_from([*sorted(setup.host.nodes), -1]), "node")
+            for sibling in setup.host.functions.values():
+                if sibling.address[:-1] == function.address[:-1]:  # a card is on one node
+                    sibling.node = node
+                    sibling.cpulist = INHERIT
+                    local = setup.host.nodes[node].cpus if node >= 0 else list_format(setup.host.cpus())
+                    (root / "sys" / sibling.path / "numa_node").write_text(f"{node}\n")
+                    (root / "sys" / sibling.path / "local_cpulist").write_text(f"{local}\n")
         else:
             for _cell, nodes in setup.domain.memnodes[:1]:
                 new = ",".join(map(str, data.draw(st.lists(st.sampled_from(sorted(setup.host.nodes)), min_size=1, unique=True), "nodeset")))
