@@ -192,6 +192,8 @@ def test_polkit_decides_about_the_client_and_not_about_the_proxy() -> None:
 
 def test_sasl_passes_through_and_a_start_behind_it_is_still_seen() -> None:
     with PrivateLibvirt(libvirtd=False) as host:
+        if not list((host.root / "usr/lib").glob("*/sasl2/libanonymous.so")):
+            pytest.skip("SASL's mechanism ANONYMOUS is not installed (libsasl2-modules)")
         configuration = host.path("/etc/libvirt/libvirtd.conf")
         configuration.write_text(configuration.read_text().replace('auth_unix_rw = "none"', 'auth_unix_rw = "sasl"'))
         host.path("/etc/sasl2/libvirt.conf").write_text("mech_list: ANONYMOUS\n")

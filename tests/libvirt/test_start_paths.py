@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -200,7 +201,7 @@ def snapshot_revert(column: Column) -> bool:
     """An internal snapshot of a running guest, reverted to after the definition has got devices, which were placed."""
     name = column.name()
     disk = f"/run/{name}.qcow2"
-    column.host.run(["qemu-img", "create", "-q", "-f", "qcow2", disk, "16M"])
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(column.host.path(disk)), "16M"], check=True)
     storage = f"<disk type='file'><driver name='qemu' type='qcow2'/><source file='{disk}'/><target dev='vda' bus='virtio'/></disk>"
     domain = column.define(guest(name, extra=storage))
     domain.create()
