@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
@@ -14,61 +13,12 @@ import pytest
 
 from tests.golden.cases import BY_NAME, FOLDER
 from tests.hosts.build import unreadable
+from tests.hosts.command import CHECKOUT, Answer, Command
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.guest import Guest
 from tests.hosts.judge import DEVICE_KEYS, REPORT_KEYS, judge
 from tests.hosts.machines import MACHINES, MDEV
 from tests.hosts.passthrough import passed
-
-CHECKOUT = Path(__file__).resolve().parents[2]
-
-
-@dataclass
-class Answer:
-    code: int
-    out: bytes
-    err: str
-    report: Optional[dict[str, Any]]
-
-
-class Command:
-    """The command on a machine below a directory of its own."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.root = directory / "root"
-
-    def on(self, machine: str) -> Command:
-        MACHINES[machine]().write(self.root)
-        return self
-
-    def configure(self, text: str) -> Command:
-        file = self.root / "etc/pcinuma/pcinuma.conf"
-        file.parent.mkdir(parents=True)
-        file.write_text(text, encoding="utf-8")
-        return self
-
-    def place(self, xml: bytes, *arguments: str, file: bool = False) -> Answer:
-        report = self.directory / "report.json"
-        report.unlink(missing_ok=True)
-        given = self.directory / "given.xml"
-        given.write_bytes(xml)
-        done = self.run("place", "--root", str(self.root), "--report", str(report), *arguments, *([str(given)] if file else []), stdin=xml)
-        if report.exists():
-            done.report = json.loads(report.read_bytes())
-        return done
-
-    def run(self, *arguments: str, stdin: bytes = b"") -> Answer:
-        environment = {
-            "PATH": "/usr/bin:/bin",
-            "PYTHONPATH": str(CHECKOUT),
-            "LANG": "C.UTF-8",
-            "PCINUMA_SOCKET": str(self.directory / "none"),
-        }
-        done = subprocess.run(
-            [sys.executable, "-m", "pcinuma", *arguments], input=stdin, capture_output=True, cwd=self.directory, env=environment, timeout=60
-        )
-        return Answer(done.returncode, done.stdout, done.stderr.decode(), None)
 
 
 @pytest.fixture
@@ -264,125 +214,6 @@ def test_strange_values_in_a_domain_are_a_fallback_and_no_error(command: Command
         answer = command.place(xml)
         _unplaced(answer, xml, "fallback", "bad-value")
         assert answer.report is not None and answer.report["message"]
-
-
-# Policy.
-
-
-def test_required_on_the_command_line_exits_1_when_it_is_not_met(command: Command) -> None:
-    xml = _pair(Domain().cells("0-1").memnode(0, "0")).raw()
-    answer = command.on("two-sockets").place(xml, "--policy", "required")
-    assert (answer.code, answer.out) == (1, b"")
-    assert answer.report is not None
-    assert (answer.report["outcome"], answer.report["reason"]) == ("fallback", "required")
-    assert _line(answer, "0000:b3:00.0")["reason"] == "no-cell"
-    assert answer.err.strip() and "0000:b3:00.0" in answer.err
-
-
-def test_required_in_the_metadata_alone_exits_1_too(command: Command) -> None:
-    xml = _pair(Domain().cells("0-1").memnode(0, "0").wish(policy="required")).raw()
-    answer = command.on("two-sockets").place(xml)
-    assert (answer.code, answer.out) == (1, b"")
-
-
-def test_preferred_on_the_command_line_wins_over_required_in_the_metadata(command: Command) -> None:
-    xml = _pair(Domain().cells("0-1").memnode(0, "0").wish(policy="required")).raw()
-    answer = command.on("two-sockets").place(xml, "--policy", "preferred")
-    assert answer.code == 0 and answer.report is not None and answer.report["outcome"] == "placed"
-
-
-def test_required_in_the_configuration_below_the_root_counts(command: Command) -> None:
-    xml = _pair(Domain().cells("0-1").memnode(0, "0")).raw()
-    answer = command.on("two-sockets").configure("[placement]\npolicy = required\n").place(xml)
-    assert (answer.code, answer.out) == (1, b"")
-
-
-def test_required_is_met_by_devices_that_are_placed_or_kept_or_without_affinity(command: Command) -> None:
-    command.on("two-sockets")
-    (command.root / "sys/bus/pci/devices/0000:18:00.0/numa_node").unlink()
-    xml = two_cells().keep("0000:b3:00.0").hostdev("17:00.0").hostdev("18:00.0").hostdev("b3:00.0").hostdev("b4:00.0", "unassigned").raw()
-    answer = command.place(xml, "--policy", "required")
-    assert answer.code == 0 and answer.report is not None
-    assert [(line["placed"], line["reason"]) for line in answer.report["devices"]] == [
-        (True, None),
-        (False, "no-affinity"),
-        (False, "kept"),
-        (False, "unassigned"),
-    ]
-
-
-@pytest.mark.parametrize(
-    ("what", "domain", "damage"),
-    [
-        ("an absent device", _pair(two_cells()), "gone"),
-        ("garbage", _pair(two_cells()), "garbage"),
-        ("no cells", _pair(Domain()), ""),
-        ("somebody else's expanders", None, ""),
-        ("a machine type without expanders", _pair(two_cells().on("microvm")), ""),
-    ],
-)
-def test_required_is_not_met_by(what: str, domain: Optional[Domain], damage: str, command: Command) -> None:
-    command.on("two-sockets")
-    device = command.root / "sys/bus/pci/devices/0000:17:00.0"
-    if damage == "gone":
-        device.unlink()
-    elif damage:
-        (device / "numa_node").write_text("what\n")
-    xml = domain.raw() if domain else (FOLDER / "foreign-expander-in.xml").read_bytes()
-    answer = command.place(xml, "--policy", "required")
-    assert (answer.code, answer.out) == (1, b""), what
-    assert answer.report is not None and (answer.report["outcome"], answer.report["reason"]) == ("fallback", "required")
-
-
-def test_a_domain_without_passthrough_devices_meets_required(command: Command) -> None:
-    xml = two_cells().nic().raw()
-    _unplaced(command.on("two-sockets").place(xml, "--policy", "required"), xml, "unchanged", "nothing-to-place")
-
-
-@pytest.mark.parametrize("arguments", [[], ["--policy", "required"], ["--policy", "preferred"]])
-def test_the_owners_off_wins_over_everything(arguments: list[str], command: Command) -> None:
-    xml = _pair(two_cells().wish(policy="off")).raw()
-    _unplaced(command.on("two-sockets").place(xml, *arguments), xml, "unchanged", "policy-off")
-
-
-def test_off_on_a_placed_domain_leaves_it_as_it_stands(command: Command) -> None:
-    command.on("two-sockets")
-    placed = command.place(_pair(two_cells()).formatted()).out
-    xml = placed.replace(b"<pcinuma:pcinuma ", b"<pcinuma:pcinuma policy='off' ", 1)
-    assert xml != placed
-    answer = command.place(xml)
-    assert (answer.code, answer.out == xml) == (0, True)
-    assert answer.report is not None and (answer.report["outcome"], answer.report["reason"]) == ("unchanged", "policy-off")
-    assert [line["placed"] for line in answer.report["devices"]] == [True, True]
-
-
-def test_off_in_the_configuration_yields_to_the_owners_preferred(command: Command) -> None:
-    command.on("two-sockets").configure("[placement]\npolicy = off\n")
-    xml = _pair(two_cells()).raw()
-    _unplaced(command.place(xml), xml, "unchanged", "policy-off")
-    assert command.place(_pair(two_cells().wish(policy="preferred")).raw()).out != xml
-
-
-@pytest.mark.parametrize(("attribute", "value"), [("policy", "bogus"), ("group_by", "socket")])
-def test_a_bogus_wish_in_the_metadata_is_a_fallback(attribute: str, value: str, command: Command) -> None:
-    xml = _pair(two_cells().wish(**{attribute: value})).raw()
-    _unplaced(command.on("two-sockets").place(xml), xml, "fallback", "bad-value")
-
-
-@pytest.mark.parametrize("wish", ["switch", "node"])
-def test_group_by_on_the_command_line_wins_over_the_owners(wish: str, command: Command) -> None:
-    xml = two_cells().wish(group_by=wish).hostdev("24:00.0").hostdev("26:00.0").raw()
-    command.on("eight-gpus")
-    for argument in ("root-complex", "node", "switch"):
-        answer = command.place(xml, "--group-by", argument)
-        assert answer.report is not None and answer.report["group_by"] == argument
-    owners = command.place(xml).report
-    assert owners is not None and owners["group_by"] == wish
-
-
-def test_group_by_is_null_where_nothing_is_placed(command: Command) -> None:
-    answer = command.on("minus-one").place(_pair(two_cells()).raw())
-    assert answer.report is not None and answer.report["group_by"] is None
 
 
 # Devices that are not what they seem.

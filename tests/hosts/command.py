@@ -1,0 +1,62 @@
+"""The real command in a process of its own, on a machine below a directory of its own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+from tests.hosts.machines import MACHINES
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Answer:
+    code: int
+    out: bytes
+    err: str
+    report: Optional[dict[str, Any]]
+
+
+class Command:
+    """The command on a machine below a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.root = directory / "root"
+
+    def on(self, machine: str) -> Command:
+        MACHINES[machine]().write(self.root)
+        return self
+
+    def configure(self, text: str) -> Command:
+        file = self.root / "etc/pcinuma/pcinuma.conf"
+        file.parent.mkdir(parents=True)
+        file.write_text(text, encoding="utf-8")
+        return self
+
+    def place(self, xml: bytes, *arguments: str, file: bool = False) -> Answer:
+        report = self.directory / "report.json"
+        report.unlink(missing_ok=True)
+        given = self.directory / "given.xml"
+        given.write_bytes(xml)
+        done = self.run("place", "--root", str(self.root), "--report", str(report), *arguments, *([str(given)] if file else []), stdin=xml)
+        if report.exists():
+            done.report = json.loads(report.read_bytes())
+        return done
+
+    def run(self, *arguments: str, stdin: bytes = b"") -> Answer:
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(CHECKOUT),
+            "LANG": "C.UTF-8",
+            "PCINUMA_SOCKET": str(self.directory / "none"),
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "pcinuma", *arguments], input=stdin, capture_output=True, cwd=self.directory, env=environment, timeout=60
+        )
+        return Answer(done.returncode, done.stdout, done.stderr.decode(), None)
