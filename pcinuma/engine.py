@@ -137,6 +137,8 @@ class _Job:
         return None
 
     def _place(self) -> Result:
+        if not self.domain.cells:
+            return self._taken_back(Reason.NO_CELLS, Reason.NO_CELLS.sentence)
         freed: tuple[int, ...] = ()
         before = self.domain
         if self.request.replan and self.domain.placement is not None:
@@ -167,8 +169,14 @@ class _Job:
     def _no_room(self, before: Domain, error: NoRoom) -> Result:
         reason = Reason.NO_APERTURE if isinstance(error, NoAperture) else Reason.NO_ROOM
         message = f"{reason.sentence} ({error})"
-        if before.placement is None or self.policy is Policy.REQUIRED:
-            self.domain = before
+        self.domain = before
+        if before.placement is None:
+            return self._as_it_is(Outcome.FALLBACK, reason, message)
+        return self._taken_back(reason, message)
+
+    def _taken_back(self, reason: Reason, message: str) -> Result:
+        """A placed domain back in its default layout: the one fallback that differs from its input."""
+        if self.policy is Policy.REQUIRED:
             return self._as_it_is(Outcome.FALLBACK, reason, message)
         document = Document(self.xml)
         domain, elements = read_domain(document, frozenset(self.request.pools))

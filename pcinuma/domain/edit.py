@@ -62,15 +62,21 @@ def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[in
     ]
     returning = {entry.source for entry in back}
     removable = {index for index in placement.controllers if index in domain.controllers and index != 0}
+    first_of_slot = {o.address[:3]: int(o.name) for o in domain.occupants if o.kind is OccupantKind.CONTROLLER and not o.address.function}
     blocked = True
-    while blocked:  # a port that somebody sits on keeps what is above it
+    while blocked:  # a port that somebody sits on keeps what is above it, and a slot without function 0 would lose its others
         blocked = False
         for occupant in domain.occupants:
             goes = (occupant.kind is OccupantKind.PASSTHROUGH and occupant.name in returning) or (
                 occupant.kind is OccupantKind.CONTROLLER and int(occupant.name) in removable
             )
-            if not goes and occupant.address.bus in removable:
-                removable.discard(occupant.address.bus)
+            if goes:
+                continue
+            needed = {occupant.address.bus}
+            if occupant.address.function and occupant.address[:3] in first_of_slot:
+                needed.add(first_of_slot[occupant.address[:3]])
+            if needed & removable:
+                removable -= needed
                 blocked = True
     _restore_addresses(domain, elements, back, removable)
     for index in removable:

@@ -19,8 +19,11 @@ BUSES = 256
 HIGHEST_INDEX = 255
 HIGHEST_PHB = 31
 EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
-_RESERVED_MAIN_SLOTS = frozenset((0, 1, 0x1A, 0x1B, 0x1D, 0x1F))
-"""Slots of pcie.0 that the chipset, the first VGA, ICH9's USB and sound have by habit (libvirt: qemuDomainValidateDevicePCISlotsQ35)."""
+_TAKEN_MAIN_SLOTS = frozenset((0, 1, 0x1F))
+_HABITUAL_MAIN_SLOTS = (0x1B, 0x1A, 0x1D)
+"""Slots of pcie.0 that the chipset and the first VGA have, and those that ICH9's sound and USB have by habit: the last to be taken.
+
+Source: libvirt, ``qemuDomainValidateDevicePCISlotsQ35``."""
 
 
 class Layout:
@@ -299,7 +302,7 @@ class Layout:
     def _main_slot(self) -> PciAddress:
         """A place on the main root for an expander: a slot of its own from the middle up, else a further function of our last one."""
         try:
-            return PciAddress(0, 0, self._free_main_slot(from_slot=0x10, wrap=True), 0)
+            return PciAddress(0, 0, self._free_main_slot(from_slot=0x10), 0)
         except NoRoom:
             for new in self.added:
                 if new.address is not None and new.address.bus == 0 and self.is_expander(self.controllers[new.index]):
@@ -310,11 +313,12 @@ class Layout:
                         return PciAddress(0, 0, free >> 3, free & 7)
             raise
 
-    def _free_main_slot(self, *, from_slot: int, wrap: bool = True) -> int:
-        used = {devfn >> 3 for devfn in self.taken.get(0, ())} | _RESERVED_MAIN_SLOTS
-        if self.machine is MachineKind.PCI:
-            used = {devfn >> 3 for devfn in self.taken.get(0, ())} | {0, 1, 2}
-        order = [*range(from_slot, 32), *(range(2, from_slot) if wrap else ())]
+    def _free_main_slot(self, *, from_slot: int) -> int:
+        used = {devfn >> 3 for devfn in self.taken.get(0, ())}
+        used |= {0, 1, 2} if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
+        order = [*range(from_slot, 32), *range(2, from_slot)]
+        if self.machine is MachineKind.PCIE:
+            order = [*(slot for slot in order if slot not in _HABITUAL_MAIN_SLOTS), *_HABITUAL_MAIN_SLOTS]
         free: list[int] = [slot for slot in order if slot not in used]
         if not free:
             raise NoRoom("no slot is left on the main PCI root")

@@ -71,6 +71,9 @@ class Standing:
         for expander in sorted(self.ours):
             if layout.is_expander(layout.controllers[expander]):
                 self._judge(expander, homes.get(expander, []), grouping)
+                node = layout.controllers[expander].node
+                if domain.cells and node is not None and node not in domain.cells:
+                    self._relabel(expander, min(domain.cells))  # its cell is gone, and libvirt refuses a node that is not there
         self._relatives = [unit for unit in self.right if unit.target is not None]
 
     @staticmethod
@@ -134,8 +137,7 @@ class Standing:
         if stands_for is None and keys and not staying:
             stands_for = _commonest(keys)
             assert stands_for is not None
-            self.relabelled[expander] = stands_for.cell
-            self.layout.controllers[expander] = self.layout.controllers[expander]._replace(node=stands_for.cell)
+            self._relabel(expander, stands_for.cell)
         self._stands_for[expander] = stands_for
         if not members and node is not None:
             self._empty[expander] = node
@@ -150,6 +152,12 @@ class Standing:
         if grouping is GroupBy.SWITCH:
             candidates = self._agreeing_on_switches(candidates)
         self.right.extend(candidates)
+
+    def _relabel(self, expander: int, cell: int) -> None:
+        self.relabelled[expander] = cell
+        self.layout.controllers[expander] = self.layout.controllers[expander]._replace(node=cell)
+        if expander in self._empty:
+            self._empty[expander] = cell
 
     def _agreeing_on_switches(self, units: list[Unit]) -> list[Unit]:
         """The units whose guest switches can stand for their host switches; the others go to ``wrong``."""

@@ -93,6 +93,7 @@ def _verdict(members: list[Passthrough], verdicts: Mapping[str, Verdict]) -> tup
         return None, Reason.KEPT
     if not targets:
         return None, next((verdict.reason for verdict in found if verdict.reason is not None), None)
-    if len({(target.cell, target.root_complex) for target in targets}) > 1:
+    elsewhere = any(verdict.reason in (Reason.NO_CELL, Reason.AMBIGUOUS_CELL) for verdict in found)
+    if elsewhere or len({(target.cell, target.root_complex) for target in targets}) > 1:
         return None, Reason.MIXED_NODES
     return targets[0], targets[0].note

@@ -65,9 +65,9 @@ def address_faults(guest: Guest) -> list[str]:
     for at, names in sorted(taken.items()):
         if len(names) > 1:
             found.append(f"{at} is given to {' and '.join(names)}")
-        if at.bus not in guest.controllers:
+        if at.bus and at.bus not in guest.controllers:  # the root bus is there, said or not
             found.append(f"{names[0]} at {at}, where there is no controller")
-        elif guest.controllers[at.bus].model in PORTS and at.slot != 0:
+        elif at.bus in guest.controllers and guest.controllers[at.bus].model in PORTS and at.slot != 0:
             found.append(f"{names[0]} at {at}, but a port has slot 0 only")
         if at.function and Slot(at.bus, at.slot, 0) not in taken and not (at.bus == 0 and at.slot == 0x1F):
             found.append(f"{names[0]} at {at}, but nobody has function 0")

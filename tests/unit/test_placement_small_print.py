@@ -212,7 +212,6 @@ def test_functions_on_one_slot_whose_nodes_differ_stay_and_say_so(tmp_path: Path
     assert _why(result, "0000:65:00.0") is None
 
 
-@pytest.mark.xfail(strict=True, reason="a function whose known node has no cell is placed with its neighbour under another node's cell")
 def test_functions_on_one_slot_whose_nodes_differ_stay_even_if_one_node_has_no_cell(tmp_path: Path) -> None:
     host = MACHINES["multifunction-gpu"]()
     host.functions["0000:17:00.1"].node = 1
@@ -246,7 +245,6 @@ def test_the_grouping_in_force_stays_when_the_owner_wishes_nothing_else(machine:
 _GONE = "an emptied expander stays although its <node> is a cell that the guest no longer has: libvirt refuses the domain"
 
 
-@pytest.mark.xfail(strict=True, reason=_GONE)
 def test_an_expander_does_not_outlive_its_guest_cell(machine: Maker) -> None:
     here = machine("two-sockets")
     placed = here.place(_pair(two_cells()).formatted()).xml
@@ -256,7 +254,6 @@ def test_an_expander_does_not_outlive_its_guest_cell(machine: Maker) -> None:
     assert [line.placed for line in result.devices] == [True, False]
 
 
-@pytest.mark.xfail(strict=True, reason=_GONE)
 def test_a_placed_domain_without_numa_cells_any_more_does_not_keep_its_placement(machine: Maker) -> None:
     here = machine("two-sockets")
     start = _pair(two_cells()).formatted()

@@ -32,14 +32,12 @@ def _pair(domain: Domain) -> Domain:
     return domain.hostdev("17:00.0").hostdev("b3:00.0")
 
 
-@pytest.mark.xfail(strict=True, reason="revert removes function 0 of a slot whose other functions stay: the guest loses what sits there")
 def test_reverting_never_leaves_a_function_without_function_zero(root: Path) -> None:
     placed = place(_pair(two_cells().nic("01:00.0").nic("02:00.0")).raw(), Request(root=root)).xml
     less = re.sub(rb"    <interface type='user'>.*?</interface>\n", b"", placed, count=1, flags=re.S)
     assert address_faults(Guest.of(revert(less).xml)) == []
 
 
-@pytest.mark.xfail(strict=True, reason="revert removes function 0 of a slot whose other functions stay: the guest loses what sits there")
 def test_reverting_what_libvirt_has_formatted_leaves_everybody_reachable(root: Path) -> None:
     if missing():
         pytest.skip(f"the real libvirt: {missing()}")
@@ -150,7 +148,6 @@ def test_a_placement_in_a_domain_without_devices_is_no_internal_error(root: Path
     assert place(etree.tostring(element), Request(root=root)).reason is not Reason.INTERNAL
 
 
-@pytest.mark.xfail(strict=True, reason="three of the main root's slots are free, and yet 'no slot is left'")
 def test_two_hundred_virtio_nics_in_raw_xml_leave_room_for_two_expanders(root: Path) -> None:
     domain = two_cells()
     for _ in range(200):
