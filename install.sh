@@ -137,9 +137,10 @@ tree_digest() {
 
 # The pids of programs of this name that run the very file FILE of this system: not those of containers and chroots.
 pids_of() {
-    local name=$1 file=$2 process
+    local name=$1 file=$2 process comm
     for process in /proc/[0-9]*; do
-        [ "$(cat "$process/comm" 2>/dev/null)" = "$name" ] || continue
+        { read -r comm <"$process/comm"; } 2>/dev/null || continue # no fork for each process of a big host
+        [ "$comm" = "$name" ] || continue
         [ "$process/root$file" -ef "$file" ] && printf '%s\n' "${process#/proc/}"
     done
     return 0
@@ -154,11 +155,30 @@ start_of() {
 
 WANTED=()   # packages that are missing
 
+# The packages of the modules that Python cannot import, one line each, and "old" where Python itself is too old.
+missing_modules() {
+    "$PYTHON" -I - "${MODULES[@]}" <<'PYTHON'
+import sys
+if sys.version_info < (3, 9):
+    print("old")
+for pair in sys.argv[1:]:
+    module, _, package = pair.partition(":")
+    try:
+        __import__(module)
+    except Exception as error:
+        print(package)
+        print("%s: %s" % (module, error), file=sys.stderr)
+PYTHON
+}
+
 want_python() {
-    local pair
-    [ -x "$PYTHON" ] || WANTED+=(python3)
-    for pair in "${MODULES[@]}"; do
-        [ -x "$PYTHON" ] && "$PYTHON" -I -c "import ${pair%%:*}" 2>/dev/null || WANTED+=("${pair#*:}")
+    local package
+    if [ ! -x "$PYTHON" ]; then
+        WANTED+=(python3 "${MODULES[@]#*:}")
+        return
+    fi
+    for package in $(missing_modules 2>/dev/null); do
+        [ "$package" = old ] || WANTED+=("$package")
     done
 }
 
@@ -206,12 +226,10 @@ install_packages() {
 }
 
 check_python() {
-    local pair
-    "$PYTHON" -I -c 'import sys; sys.exit(sys.version_info < (3, 9))' ||
-        die "$PYTHON is $("$PYTHON" -V 2>&1); pcinuma needs the distribution's own Python to be 3.9 or newer"
-    for pair in "${MODULES[@]}"; do
-        quietly "$PYTHON" -I -c "import ${pair%%:*}" || die "$PYTHON cannot import ${pair%%:*}, though ${pair#*:} is installed (above)"
-    done
+    local missing
+    missing=$(missing_modules) || die "$PYTHON does not run"
+    [[ $missing != old* ]] || die "$PYTHON is $("$PYTHON" -V 2>&1); pcinuma needs the distribution's own Python to be 3.9 or newer"
+    [ -z "$missing" ] || die "$PYTHON cannot import what it needs, though $(printf '%s' "$missing" | tr '\n' ' ') is installed (above)"
 }
 
 step_packages() {

@@ -59,7 +59,7 @@ _pcinuma_words() {
         detach) echo "--help --live --config --timeout --json" ;;
         place) echo "--help --root --group-by --policy --report" ;;
         capture) echo "--help --root --force --json" ;;
-        demo) echo "--help --keep" ;;
+        demo) echo "--help --keep --json" ;;
     esac
 }
 

@@ -10,6 +10,7 @@ EPILOG = """\
 examples:
   sudo pcinuma demo
   sudo pcinuma demo --keep      ends with a shell in the virtual host
+  sudo pcinuma demo --json
 
 Everything is emulated: no NUMA machine and no passthrough hardware needed. Nothing is left behind.
 """
@@ -17,9 +18,10 @@ Everything is emulated: no NUMA machine and no passthrough hardware needed. Noth
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", action="store_true", help="end with a shell in the virtual host")
+    parser.add_argument("--json", action="store_true", help="print what the kernels saw, and the verdict, as JSON")
 
 
 def run(args: argparse.Namespace) -> int:
     from pcinuma.lab import demo
 
-    return demo.main(["--keep"] if args.keep else [])
+    return demo.main([*(["--keep"] if args.keep else []), *(["--json"] if args.json else [])])
