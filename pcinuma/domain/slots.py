@@ -49,20 +49,22 @@ def wants_slot(element: etree._Element) -> bool:
 
 def implied_devices(devices: etree._Element) -> int:
     """How many PCI devices libvirt will add that the XML does not mention at all."""
-    controllers = {element.get("type") for element in devices.iterfind("controller")}
+    controllers = {element.get("type") for element in devices.iterchildren("controller")}
     count = 0
     if "usb" not in controllers:
         count += 1
-    if devices.find("memballoon") is None:
+    if next(devices.iterchildren("memballoon"), None) is None:
         count += 1
     if "virtio-serial" not in controllers and any(
         target is not None and target.get("type") in ("virtio", "virtioserial")
-        for tag in ("channel", "console")
-        for target in (element.find("target") for element in devices.iterfind(tag))
+        for element in devices.iterchildren("channel", "console")
+        for target in (element.find("target"),)
     ):
         count += 1
-    if "scsi" not in controllers and any(target.get("bus") == "scsi" for target in devices.iterfind("disk/target")):
+    if "scsi" not in controllers and any(
+        target.get("bus") == "scsi" for disk in devices.iterchildren("disk") for target in disk.iterchildren("target")
+    ):
         count += 1
-    if devices.find("graphics") is not None and devices.find("video") is None:
+    if next(devices.iterchildren("graphics"), None) is not None and next(devices.iterchildren("video"), None) is None:
         count += 1
     return count
