@@ -100,7 +100,7 @@ def original_attributes(address: Optional[etree._Element]) -> tuple[tuple[str, s
     """The attributes of a guest ``<address>`` that ``<device>`` keeps, as they stand."""
     if address is None:
         return ()
-    return tuple([pair for pair in address.items() if pair[0] in _ADDRESS_ATTRIBUTES])
+    return tuple([(str(name), str(value)) for name, value in address.items() if name in _ADDRESS_ATTRIBUTES])
 
 
 def _create(root: etree._Element) -> etree._Element:
