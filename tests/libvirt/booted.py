@@ -32,7 +32,7 @@ class Booted:
     def __enter__(self) -> Booted:
         with self._log.open("wb") as log:
             self._script = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", str(SCRIPT), str(self.base)],
+                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", str(SCRIPT), str(self.base), str(CHECKOUT)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,8 +1,8 @@
 #!/bin/sh
 # Boots systemd in namespaces, on a copy-on-write view of this machine's own root. Run by booted.py, in a mount namespace
-# of its own, with an empty folder.
+# of its own, with an empty folder and the checkout.
 set -eu
-base=$1
+base=$1 checkout=$2
 [ "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$PPID/ns/mnt)" ] # the mounts below are never to be seen outside
 
 mount --make-rprivate /
@@ -25,7 +25,7 @@ mkdir -p "$root/srv"
 
 # shellcheck disable=SC2016  # expanded by the inner shell
 unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '
-    root=$1
+    root=$1 checkout=$2
     mount -t proc proc "$root/proc"
     mount -t sysfs -o ro sysfs "$root/sys"
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
@@ -41,10 +41,15 @@ unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '
     ln -s /proc/self/fd "$root/dev/fd"
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+    if [ ! -d "$root$checkout" ]; then # it lies below one of the folders that are new inside
+        mkdir -p "$root$checkout"
+        mount --bind "$checkout" "$root$checkout"
+        mount -o remount,bind,ro "$root$checkout"
+    fi
     ip link set lo up
     cd "$root"
     exec chroot "$root" env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=basic.target --log-target=console
-' sh "$root" || true
+' sh "$root" "$checkout" || true
 
 echo $$ >"$base/cgroup/cgroup.procs"
 find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true
