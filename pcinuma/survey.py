@@ -97,18 +97,19 @@ class _Surveyor:
         firmware = self.domain.firmware
         if firmware is None:
             return None
-        bars = {}
+        bars, io = {}, set()
         for device in self.domain.devices:
             if device.given is Given.PCI and device.source in self.hosts and device.form in _WITH_BARS:
                 try:
-                    bars[device.source] = self.reader.large_bars(self.hosts[device.source])
+                    bars[device.source], has_io = self.reader.bars(self.hosts[device.source])
+                    io |= {device.source} if has_io else set()
                 except HostError:
                     continue  # where it matters, the device's place could not be read either
         size = firmware.size
         if size is None:
             bits = firmware.bits or self.reader.address_bits()
             size = None if bits is None else 1 << (bits - 3)
-        return None if size is None else Aperture(size, firmware.size is not None, bars)
+        return Aperture(size, firmware.size is not None, bars, frozenset(io))
 
     def _look_at(self, device: Passthrough) -> Verdict:
         try:

@@ -27,7 +27,7 @@ DEVICES = "/sys/bus/pci/devices"
 _ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
 
 _ADDRESS_BITS = re.compile(rb"^address sizes\s*:\s*(\d+) bits physical", re.MULTILINE)
-_PREFETCHABLE_64 = 0x102000
+_IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
 UPSTREAM_PORT, DOWNSTREAM_PORT, ROOT_PORT = 5, 6, 4
 
@@ -52,6 +52,13 @@ class Place(NamedTuple):
     node_from: Optional[str]
     root_complex: Optional[str]
     switches: tuple[tuple[str, str], ...]
+
+
+class Bars(NamedTuple):
+    """``large``: sizes of the 64-bit prefetchable BARs, the only ones that a bridge passes above 4 GiB. ``io``: there is an I/O BAR."""
+
+    large: tuple[int, ...]
+    io: bool
 
 
 class HostReader:
@@ -93,12 +100,12 @@ class HostReader:
         """Whether the device is an SR-IOV VF."""
         return self.sysfs.link(f"{DEVICES}/{address}/physfn") is not None
 
-    def large_bars(self, address: PciAddress) -> tuple[int, ...]:
-        """The sizes of the device's 64-bit prefetchable BARs, which a bridge passes above 4 GiB; empty where not told.
+    def bars(self, address: PciAddress) -> Bars:
+        """The device's BARs as far as bridges care; none where not told.
 
         Source: ``include/linux/ioport.h`` for the flags in ``resource``; its first six lines are the BARs.
         """
-        sizes = []
+        sizes, io = [], False
         for line in (self.sysfs.read(f"{DEVICES}/{address}/resource") or "").splitlines()[:6]:
             words = line.split()
             try:
@@ -107,7 +114,8 @@ class HostReader:
                 continue
             if flags & _PREFETCHABLE_64 == _PREFETCHABLE_64 and end > start:
                 sizes.append(end - start + 1)
-        return tuple(sizes)
+            io = io or bool(flags & _IO)
+        return Bars(tuple(sizes), io)
 
     def address_bits(self) -> Optional[int]:
         """The physical address bits of the host's CPUs; None where not told."""

@@ -6,16 +6,21 @@ that a guest with expanders may need more than the same guest without; what does
 roots together, largest first, and loses nothing. The model below foretells each of the measured cases.
 
 Only 64-bit prefetchable BARs count: a PCI bridge passes no others above 4 GiB.
+
+I/O space (measured likewise, one to twelve e1000e): OVMF has ten windows of 4 KiB, and keeps one for every hot-pluggable port of the main
+root. With more than ten such ports, or more than eight devices with I/O BARs below expanders, it gives up on the expanders with such
+devices altogether, memory included. On the main root Linux mends that, below an expander it cannot.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Mapping, Sequence
+from typing import Mapping, Optional, Sequence
 
 from pcinuma.placement.plan_model import NoRoom
 
 _MIB, _GIB = 1 << 20, 1 << 30
+_IO_PORTS, _IO_DEVICES = 10, 8
 
 
 class NoAperture(NoRoom):
@@ -24,21 +29,31 @@ class NoAperture(NoRoom):
 
 @dataclass(frozen=True)
 class Aperture:
-    """The firmware's range and what must fit in. ``known``: the size is said, not worked out from the CPU's address bits.
+    """The firmware's range and what must fit in. ``size``: None where it cannot be known. ``known``: the size is said, not worked out
+    from the CPU's address bits.
 
-    ``bars``: source -> sizes of the 64-bit prefetchable BARs of the passthrough device.
+    ``bars``: source -> sizes of the 64-bit prefetchable BARs of the passthrough device. ``io``: the sources that have an I/O BAR.
     """
 
-    size: int
+    size: Optional[int]
     known: bool
     bars: Mapping[str, tuple[int, ...]]
+    io: frozenset[str] = frozenset()
 
-    def check(self, roots: Sequence[Sequence[str]]) -> None:
+    def check(self, roots: Sequence[Sequence[str]], main_hotplug: int = 0) -> None:
         """Raise NoAperture where ``roots``, the devices on each PCI root in the order of bus numbers, would not fit.
 
-        Where the size is an estimate that the guest exceeds even unplaced, the estimate is wrong, and is not believed.
+        ``main_hotplug``: the hot-pluggable bridges of the main root. Where the size is an estimate that the guest exceeds even
+        unplaced, the estimate is wrong, and is not believed.
         """
-        if max((bar for root in roots for source in root for bar in self.bars.get(source, ())), default=0) < _GIB:
+        moved = sum(1 for root in roots[1:] for source in root if source in self.io)
+        if moved and (main_hotplug > _IO_PORTS or moved > _IO_DEVICES):
+            raise NoAperture(
+                f"{moved} devices with I/O BARs would be placed, of at most {_IO_DEVICES}, beside {main_hotplug} hot-pluggable ports "
+                f"on the main root, of at most {_IO_PORTS}, for which UEFI firmware keeps I/O space: hotplug='off' on ports that need it "
+                "not makes room"
+            )
+        if self.size is None or max((bar for root in roots for source in root for bar in self.bars.get(source, ())), default=0) < _GIB:
             return
         need = self._need(roots)
         if need <= self.size:

@@ -88,6 +88,11 @@ class Layout:
         bridges = sum(1 for index in self.controllers if index > 0 and self.expander_of(index) is None)
         return 1 + bridges + max(0, self._gaps) + self._to_come
 
+    def main_hotplug(self) -> int:
+        """How many bridges of the main hierarchy may take a device later, those that libvirt puts into index gaps included."""
+        fixed = sum(1 for index, c in self.controllers.items() if index > 0 and c.hotplug is False and self.expander_of(index) is None)
+        return self.main_buses() - 1 - self._to_come - fixed
+
     def room_below(self, expander: int) -> int:
         """How many more bridges fit below an expander that has its bus number."""
         if self.machine is not MachineKind.PCIE:

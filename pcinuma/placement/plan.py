@@ -98,7 +98,7 @@ def _attempt(domain: Domain, units: list[Unit], grouping: GroupBy, wish: Wish, l
     attempt = _Attempt(domain, units, grouping, wish, left_out)
     found = attempt.run()
     if wish.aperture is not None and (found.add or found.moves):
-        wish.aperture.check(attempt.roots())
+        wish.aperture.check(attempt.roots(), attempt.layout.main_hotplug())
     return found
 
 

@@ -121,3 +121,37 @@ def test_a_placed_guest_stays_placed(tmp_path: Path) -> None:
     smaller = placed.replace(b"</domain>", b"  <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
                              b"<qemu:arg value='opt/ovmf/X-PciMmio64Mb,string=32768'/></qemu:commandline>\n</domain>")  # fmt: skip
     assert place(smaller, Request(root=tmp_path)).outcome is Outcome.UNCHANGED
+
+
+IO_MEASURED = [(8, 7, True), (8, 3, True), (6, 10, True), (4, 9, True), (2, 10, True), (1, 10, True)]
+IO_MEASURED += [(1, 11, False), (1, 17, False), (2, 11, False), (4, 13, False), (8, 12, False), (10, 3, False)]
+
+
+@pytest.mark.parametrize(("devices", "ports", "mapped"), IO_MEASURED)
+def test_the_limits_of_io_space_are_those_that_ovmf_was_seen_to_have(devices: int, ports: int, mapped: bool) -> None:
+    names = [f"d{number}" for number in range(devices)]
+    aperture = Aperture(None, False, {}, frozenset(names))
+    if mapped:
+        aperture.check([[], names], ports)
+    else:
+        with pytest.raises(NoAperture):
+            aperture.check([[], names], ports)
+
+
+def _with_io(ports: int, hotplug: str = "") -> bytes:
+    """A graphics card (I/O BAR, class VGA) beside root ports as virt-manager makes them."""
+    domain = two_cells().hostdev("17:00.0", "01:00.0")
+    for index in range(1, ports + 1):
+        place = f"00:{1 + (index + 7) // 8:02x}.{(index + 7) % 8}"
+        domain.controller(index, "pcie-root-port", f"<target chassis='{index}'{hotplug}/>", place, multifunction=index % 8 == 1)
+    return _uefi(domain)
+
+
+def test_io_bars_and_many_hot_pluggable_ports_leave_a_uefi_guest_as_it_is(tmp_path: Path) -> None:
+    root = MACHINES["multifunction-gpu"]().write(tmp_path)
+    many = place(_with_io(14), Request(root=root))
+    assert (many.outcome, many.reason) == (Outcome.FALLBACK, Reason.NO_APERTURE)
+    assert many.message is not None and "hotplug='off'" in many.message
+    assert place(_with_io(7), Request(root=root)).outcome is Outcome.PLACED
+    assert place(_with_io(14, " hotplug='off'"), Request(root=root)).outcome is Outcome.PLACED
+    assert place(_with_io(14).replace(b" firmware='efi'", b""), Request(root=root)).outcome is Outcome.PLACED
