@@ -50,8 +50,8 @@ class Aperture:
         if moved and (main_hotplug > _IO_PORTS or moved > _IO_DEVICES):
             raise NoAperture(
                 f"{moved} devices with I/O BARs would be placed, of at most {_IO_DEVICES}, beside {main_hotplug} hot-pluggable ports "
-                f"on the main root, of at most {_IO_PORTS}, for which UEFI firmware keeps I/O space: hotplug='off' on ports that need it "
-                "not makes room"
+                f"on the main root, of at most {_IO_PORTS}, for which UEFI firmware keeps I/O space; hotplug='off' on main root ports "
+                "that need no hot-plug makes room"
             )
         if self.size is None or max((bar for root in roots for source in root for bar in self.bars.get(source, ())), default=0) < _GIB:
             return
