@@ -194,18 +194,19 @@ class Layout:
         numbered = [c.bus_nr for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None]
         widths = {c.index: 2 if self.machine is MachineKind.PCI else 1 + self.bridges_below(c.index) for c in new}
         ceiling, floor = min(numbered, default=BUSES), self.main_buses()
-        spare = ceiling - floor - sum(widths.values())
-        if spare < 0 and not self._fits_in_gaps(new, widths, floor):
-            raise NoRoom(f"{floor + sum(widths.values())} bus numbers are needed where {ceiling} are free")
-        if spare < 0:
-            return
-        reserve = 0 if self.machine is MachineKind.PCI else min(4, spare // len(new))
-        for controller in reversed(new):
-            ceiling -= widths[controller.index] + reserve
-            self._set_bus_nr(controller.index, ceiling)
+        for reserve in (0,) if self.machine is MachineKind.PCI else (4, 3, 2, 1, 0):
+            wide = {index: width + reserve for index, width in widths.items()}
+            if sum(wide.values()) <= ceiling - floor:
+                for controller in reversed(new):
+                    ceiling -= wide[controller.index]
+                    self._set_bus_nr(controller.index, ceiling)
+                return
+            if self._fits_in_gaps(new, wide, floor):
+                return
+        raise NoRoom(f"{floor + sum(widths.values())} bus numbers are needed where {ceiling} are free")
 
     def _fits_in_gaps(self, new: list[NewController], widths: dict[int, int], floor: int) -> bool:
-        """Deal out numbers behind what other expanders really use, where the space below the lowest one is too small."""
+        """Deal out numbers behind what other expanders really use, for where the space below the lowest one is too small."""
         chosen: dict[int, int] = {}
         used = {c.bus_nr: c.bus_nr + self._width(c) for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None}
         for controller in new:
