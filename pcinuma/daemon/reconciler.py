@@ -211,7 +211,8 @@ class Reconciler:
             change = await self.place(known.domain, by="reconciler", may_define=known.contention.may_define)
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                self._forget(uuid)
+                if self.known.get(uuid) is known:  # else it was defined again meanwhile, and that one is to be looked at
+                    self._forget(uuid)
             else:
                 self._failed(uuid, known, definition.failure(error).what)
         except PcinumaError as error:

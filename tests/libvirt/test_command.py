@@ -127,7 +127,7 @@ def test_status_enable_and_disable_tell_what_the_daemon_did(host: PrivateLibvirt
     with RunningDaemon(host):
         (old,) = pcinuma.json("status")["domains"]
         assert (old["enabled"], old["reason"], old["placed"], old["devices"]) == (False, "not-enabled", 0, 4)
-        assert "nobody enabled it yet" in pcinuma("apply", "--all")
+        assert "leaves this domain alone" in pcinuma("apply", "--all")
         assert inactive(domain) == before
 
         assert "old: enabled and placed, 4 of 4 devices" in pcinuma("enable", "old")
