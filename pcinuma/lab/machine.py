@@ -134,4 +134,4 @@ def boot_tree(
             argv += ["-fw_cfg", f"name=opt/ovmf/X-PciMmio64Mb,string={aperture_mib}"]
     image = kernel.vmlinux if firmware == "seabios" else kernel.bzimage
     argv += ["-kernel", str(image), "-initrd", str(initrd), "-append", CMDLINE]
-    return run(argv, timeout=timeout, scratch=scratch)
+    return run(argv, timeout=timeout, scratch=scratch, stop_at=initramfs.END)  # now and then a reset hangs

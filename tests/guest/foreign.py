@@ -78,7 +78,7 @@ def boot(foreign: Foreign, hardware: Sequence[str], scratch: Path, *, device_tre
     elif foreign.firmware is not None:
         argv += ["-bios", str(foreign.firmware)]
     argv += ["-kernel", str(foreign.kernel), "-initrd", str(initrd), "-append", f"console={architecture.console} quiet panic=-1"]
-    return machine.run(argv, timeout=timeout, scratch=scratch)
+    return machine.run(argv, timeout=timeout, scratch=scratch, stop_at=initramfs.END)
 
 
 def _build(architecture: Architecture, scratch: Path, folder: Path) -> None:
