@@ -19,8 +19,9 @@ from pcinuma.domain.model import Domain, MachineKind
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.placement.aperture import NoAperture
+from pcinuma.placement.attempt import Wish
 from pcinuma.placement.layout import EXPANDERS, Layout
-from pcinuma.placement.plan import Wish, make_plan
+from pcinuma.placement.plan import make_plan
 from pcinuma.placement.plan_model import NoRoom, Plan
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.report import DeviceReport, Result, device_reports, unmet

@@ -1,0 +1,401 @@
+"""One attempt at a plan, for one grouping.
+
+1. ``units`` groups the passthrough devices; each unit has a target (cell, root complex, switches) or a reason for none.
+2. ``standing`` tells of a placed domain which units sit where they belong, which must move, and what each expander stands for.
+3. Seats: units without one are put on free ports of the right expander, else on new ports behind the last one, else below a new expander;
+   what belongs nowhere goes back to the main root. Nobody else moves, neither in the XML nor in the guest's bus numbers.
+4. Bus numbers are dealt out to new expanders last, when their sizes are known.
+
+Anything that does not fit raises :class:`NoRoom`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional
+
+from pcinuma.address import PciAddress
+from pcinuma.domain.model import Domain, MachineKind, OccupantKind, Original, Placement
+from pcinuma.placement.aperture import Aperture
+from pcinuma.placement.grouping import Shape, Switch, branching, shapes
+from pcinuma.placement.layout import Layout
+from pcinuma.placement.plan_model import Move, NoRoom, Plan
+from pcinuma.placement.reason import Reason
+from pcinuma.placement.standing import Key, Standing, key_of
+from pcinuma.placement.units import Unit, slot_of
+from pcinuma.settings import GroupBy
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What shapes a plan besides the domain and the host.
+
+    ``freed``: controller indexes that a withdrawn placement left. ``ran_with``: addresses of strangers that the guest already ran with.
+    ``aperture``: what the devices' windows must fit in.
+    """
+
+    group_by: GroupBy = GroupBy.ROOT_COMPLEX
+    spare_ports: int = 0
+    freed: tuple[int, ...] = ()
+    ran_with: frozenset[PciAddress] = frozenset()
+    aperture: Optional[Aperture] = None
+
+
+class Attempt:
+    """One attempt at a plan; lives for one :meth:`run`."""
+
+    def __init__(self, domain: Domain, units: list[Unit], grouping: GroupBy, wish: Wish, left_out: frozenset[str]) -> None:
+        self.domain = domain
+        self.units = units
+        self.grouping = grouping
+        self.wish = wish
+        self.left_out = left_out
+        self.layout = Layout(domain, wish.freed)
+        self.standing = Standing(domain, units, grouping, self.layout)
+        self.moves: list[Move] = []
+        self.seats: dict[str, PciAddress] = {}
+        self.reasons: dict[str, Reason] = {}
+        self.hotplug: dict[int, bool] = {}
+        self.strangers: list[tuple[PciAddress, PciAddress]] = []
+
+    def run(self) -> Plan:
+        standing = self.standing
+        self._stay(standing.right)
+        for unit in (*standing.wrong, *standing.leaving):
+            for device in unit.devices:
+                if device.address is not None:
+                    self.layout.release(device.address)
+        newcomers = self._admitted(standing.newcomers)
+        if self.domain.placement is None and newcomers:
+            self._main_ports_first(newcomers)
+        self._move_strangers()
+        for unit in standing.leaving:
+            self._back_to_main(unit)
+        by_key: dict[Key, list[Unit]] = {}
+        for unit in (*standing.wrong, *newcomers):
+            assert unit.target is not None
+            by_key.setdefault(key_of(unit.target, self.grouping), []).append(unit)
+        for key in sorted(by_key, key=lambda k: (k.cell, k.root_complex or "")):
+            self._seat_all(key, sorted(by_key[key], key=lambda unit: unit.order))
+        self._keep_spare_ports()
+        self._leave_slots(newcomers)
+        self.layout.number_expanders()
+        self._check_buses()
+        self._say_apart()
+        return self._plan()
+
+    # Who takes part.
+
+    def _stay(self, units: list[Unit]) -> None:
+        for unit in units:
+            for device in unit.devices:
+                assert device.address is not None
+                self.seats[device.source] = device.address
+                if unit.reason is not None:
+                    self.reasons[device.source] = unit.reason
+
+    def _admitted(self, newcomers: list[Unit]) -> list[Unit]:
+        """The newcomers that may move: not those left out for room, and not out of a slot that would lose its function 0."""
+        admitted = []
+        for unit in newcomers:
+            if unit.devices[0].source in self.left_out:
+                self._remark(unit, Reason.NO_ROOM)
+            else:
+                admitted.append(unit)
+        moving = {device.address for unit in admitted for device in unit.devices if device.address is not None}
+        by_slot: dict[tuple[int, int], set[PciAddress]] = {}
+        for occupant in self.domain.occupants:
+            by_slot.setdefault(slot_of(occupant.address), set()).add(occupant.address)
+        stuck = set()
+        for slot, addresses in by_slot.items():
+            rest = addresses - moving
+            if rest and rest != addresses and all(address.function for address in rest):
+                stuck.add(slot)
+        for unit in list(admitted):
+            if unit.address is not None and slot_of(unit.address) in stuck:
+                self._remark(unit, Reason.SHARED_SLOT)
+                admitted.remove(unit)
+        for unit in self.standing.others:
+            if unit.reason is not None:
+                self._remark(unit, unit.reason)
+        return admitted
+
+    def _remark(self, unit: Unit, reason: Reason) -> None:
+        for device in unit.devices:
+            self.reasons[device.source] = reason
+
+    # The main root.
+
+    def _main_ports_first(self, newcomers: list[Unit]) -> None:
+        """In XML that libvirt has yet to format: a main port for everything that it will put somewhere, and one spare."""
+        if self.domain.machine is not MachineKind.PCIE:
+            return
+        count = self._waiting(newcomers)
+        if count:
+            self.layout.add_main_ports(count + 1)
+
+    def _leave_slots(self, newcomers: list[Unit]) -> None:
+        """The same on machines whose roots take devices directly: there must be a slot of the main root for each."""
+        count = self._waiting(newcomers)
+        if count and self.domain.placement is None and self.domain.machine is not MachineKind.PCIE:
+            self.layout.require_main_slots(count)
+
+    def _waiting(self, newcomers: list[Unit]) -> int:
+        """How many devices libvirt has yet to find an address for."""
+        moving = {device.source for unit in newcomers for device in unit.devices}
+        return self.domain.unaddressed + sum(
+            1 for unit in self.units for d in unit.devices if d.address is None and d.source not in moving
+        )
+
+    def _move_strangers(self) -> None:
+        for occupant in sorted(self.domain.occupants, key=lambda occupant: occupant.address):
+            if occupant.kind is not OccupantKind.OTHER or occupant.address in self.wish.ran_with:
+                continue
+            if self.layout.expander_of(occupant.address.bus) not in self.standing.ours:
+                continue
+            self.layout.release(occupant.address)
+            address = self._free_main_seat()
+            self.layout.take(address)
+            self.strangers.append((occupant.address, address))
+
+    def _back_to_main(self, unit: Unit) -> None:
+        """Off our ports: to the address that each device once had, where that is still free, else to a free port of the main root."""
+        originals = [self.standing.original_address(device.source) for device in unit.devices]
+        free = all(
+            a is not None
+            and (a.bus == 0 or a.bus in self.layout.controllers)
+            and self.layout.expander_of(a.bus) is None
+            and (a.slot << 3 | a.function) not in self.layout.taken.get(a.bus, set())
+            for a in originals
+        )
+        seat = None if free else self._free_main_seat()
+        for device, original, function in zip(unit.devices, originals, unit.functions()):
+            if seat is None:
+                assert original is not None
+                address = original
+                attributes = dict(self.standing.originals[device.source].attributes)
+                multifunction = attributes.get("multifunction")
+            else:
+                address = seat._replace(function=function)
+                multifunction = "on" if function == 0 and len(unit.devices) > 1 else None
+            self.layout.take(address)
+            self.moves.append(Move(device.source, address, multifunction))
+            if unit.reason is not None:
+                self.reasons[device.source] = unit.reason
+
+    def _free_main_seat(self) -> PciAddress:
+        if self.domain.machine is MachineKind.PCIE:
+            for index in sorted(self.layout.controllers):
+                controller = self.layout.controllers[index]
+                if controller.model == "pcie-root-port" and self.layout.is_free(index) and self.layout.expander_of(index) is None:
+                    return PciAddress(0, index, 0, 0)
+            return PciAddress(0, self.layout.add_main_ports(1)[0], 0, 0)
+        return PciAddress(0, 0, self.layout.free_main_slot(), 0)
+
+    def _check_buses(self) -> None:
+        """Whoever added bridges, ours or somebody's: every hierarchy must fit before the next expander's first bus."""
+        layout = self.layout
+        numbered = {c.bus_nr: index for index, c in layout.controllers.items() if c.bus_nr is not None and layout.is_expander(c)}
+        if numbered and layout.main_buses() > min(numbered):
+            raise NoRoom(f"the main PCI root needs {layout.main_buses()} bus numbers where {min(numbered)} are free")
+        for bus_nr, index in sorted(numbered.items()):
+            if index in self.standing.ours and layout.room_below(index) < 0:
+                raise NoRoom(f"the bridges below bus {bus_nr} reach into the next expander's")
+
+    # Below the expanders.
+
+    def _seat_all(self, key: Key, units: list[Unit]) -> None:
+        """Seat the units of one place: below the expanders that stand for it, and what finds no room there below a new one."""
+        overflow: list[Unit] = []
+        expanders = self.standing.expanders_for(key)
+        if not expanders:
+            overflow = units
+        else:
+            alone: list[Unit] = []
+            for unit in units:
+                related = self.grouping is GroupBy.SWITCH and self.standing.has_relative(unit, expanders)
+                if not related:
+                    alone.append(unit)
+                elif not self._join_switch(unit, expanders) and not self._seat_on_any(unit, expanders):
+                    overflow.append(unit)
+            for shape in self._shapes(alone):
+                if not self._seat_on_any(shape, expanders):
+                    overflow.extend(_members(shape))
+        if not overflow:
+            return
+        expander = self.layout.add_expander(key.cell)
+        fresh = self._shapes(overflow)
+        for shape in fresh:
+            if self.domain.machine is not MachineKind.PCIE and not self.layout.has_direct_slot(expander):
+                expander = self.layout.add_expander(key.cell)
+            self._seat(shape, expander, dense=len(fresh) + 4 > 32)
+
+    def _shapes(self, units: list[Unit]) -> list[Shape]:
+        return shapes(units) if self.grouping is GroupBy.SWITCH else list(units)
+
+    def _seat_on_any(self, shape: Shape, expanders: list[int]) -> bool:
+        for expander in expanders:
+            needs = 1 + (shape.bridges if isinstance(shape, Switch) else 0)
+            if isinstance(shape, Unit) and self.domain.machine is MachineKind.PCIE:
+                port = next((p for p in self.layout.ports(expander) if self._is_free_port(p, "pcie-root-port")), None)
+                if port is not None:
+                    self._plug(shape, port)
+                    return True
+            if self.layout.room_below(expander) < needs:
+                continue
+            try:
+                self._seat(shape, expander)
+            except NoRoom as error:
+                if isinstance(shape, Switch):
+                    raise error
+                continue
+            return True
+        return False
+
+    def _seat(self, shape: Shape, expander: int, *, dense: bool = False) -> None:
+        if self.domain.machine is not MachineKind.PCIE:
+            assert isinstance(shape, Unit)
+            self._plug(shape, expander, slot=self.layout.direct_slot(expander))
+            return
+        self._hang(shape, self.layout.add_port(expander, dense=dense))
+
+    def _hang(self, shape: Shape, port: int) -> None:
+        if isinstance(shape, Unit):
+            self._plug(shape, port)
+            return
+        upstream = self.layout.add_upstream(port)
+        for leg in shape.legs:
+            self._hang(leg, self.layout.add_port(upstream))
+
+    def _join_switch(self, unit: Unit, expanders: list[int]) -> bool:
+        """Put a newcomer below a switch that the guest already has, where that moves nobody; say whether it was possible."""
+        found = self.standing.deepest_mirrored(unit, expanders)
+        if found is None:
+            return False
+        upstream, remaining = found
+        if not remaining:
+            port = next((p for p in self.layout.ports(upstream) if self._is_free_port(p, "pcie-switch-downstream-port")), None)
+            if port is not None:
+                self._plug(unit, port)
+                return True
+        expander = self.layout.expander_of(upstream)
+        assert expander is not None
+        if not self._is_last(upstream) or self.layout.room_below(expander) < 1 + 2 * len(remaining):
+            return False
+        try:
+            port = self.layout.add_port(upstream)
+        except NoRoom:
+            return False
+        for host, _ in remaining:
+            deeper = self.layout.add_upstream(port)
+            self.standing.mirrors[deeper] = host
+            port = self.layout.add_port(deeper)
+        self._plug(unit, port)
+        return True
+
+    def _is_last(self, bridge: int) -> bool:
+        """Whether firmware numbers nothing of the same expander after what lies below ``bridge``."""
+        while not self.layout.is_expander(self.layout.controllers[bridge]):
+            address = self.layout.controllers[bridge].address
+            if address is None or self.layout.ports(address.bus)[-1] != bridge:
+                return False
+            bridge = address.bus
+        return True
+
+    def _is_free_port(self, port: int, model: str) -> bool:
+        return port in self.standing.ours and self.layout.controllers[port].model == model and self.layout.is_free(port)
+
+    def _plug(self, unit: Unit, bus: int, slot: int = 0) -> None:
+        for device, function in zip(unit.devices, unit.functions()):
+            address = PciAddress(0, bus, slot, function)
+            self.layout.take(address)
+            multifunction = "on" if function == 0 and len(unit.devices) > 1 else None
+            self.moves.append(Move(device.source, address, multifunction))
+            self.seats[device.source] = address
+            if unit.reason is not None:
+                self.reasons[device.source] = unit.reason
+        if bus in self.domain.controllers and self.domain.machine is MachineKind.PCIE and self.domain.controllers[bus].hotplug is not False:
+            self.hotplug[bus] = False
+
+    def _keep_spare_ports(self) -> None:
+        if not self.wish.spare_ports or self.domain.machine is not MachineKind.PCIE:
+            return
+        mine = [c for c in sorted(self.layout.controllers) if c in self.standing.ours or c not in self.domain.controllers]
+        for expander in mine:
+            if not self.layout.is_expander(self.layout.controllers[expander]):
+                continue
+            ports = [self.layout.controllers[port] for port in self.layout.ports(expander)]
+            spare = sum(1 for port in ports if port.hotplug is not False and self.layout.is_free(port.index))
+            for _ in range(self.wish.spare_ports - spare):
+                self.layout.add_port(expander, hotplug=None)
+
+    # What came of it.
+
+    def roots(self) -> list[list[str]]:
+        """The devices on each PCI root, the main root first, expanders in the order of their bus numbers."""
+        layout = self.layout
+        expanders = [c for c in layout.controllers.values() if layout.is_expander(c)]
+        order = [None, *(c.index for c in sorted(expanders, key=lambda c: (c.bus_nr or 0, c.index)))]
+        found: dict[Optional[int], list[str]] = {home: [] for home in order}
+        for unit in self.units:
+            for device in unit.devices:
+                address = self.seats.get(device.source, device.address)
+                found[layout.expander_of(address.bus) if address is not None else None].append(device.source)
+        return list(found.values())
+
+    def _say_apart(self) -> None:
+        """Remark on devices whose switch the guest does not show although they branch there from one that came before."""
+        if self.grouping is not GroupBy.SWITCH:
+            return
+        seated = [unit for unit in self.units if unit.target is not None and unit.devices[0].source in self.seats]
+        seated.sort(key=lambda unit: self.seats[unit.devices[0].source])
+        chains = {unit: self.standing.guest_chain(self.seats[unit.devices[0].source].bus) for unit in seated}
+        for position, unit in enumerate(seated):
+            for earlier in seated[:position]:
+                if self._same_key(unit, earlier) and branching(unit.chain, earlier.chain):
+                    shared = {up for up, _ in chains[unit]} & {up for up, _ in chains[earlier]}
+                    if not shared:
+                        self._remark(unit, Reason.KEPT_APART)
+                        break
+
+    def _same_key(self, unit: Unit, other: Unit) -> bool:
+        assert unit.target is not None and other.target is not None
+        return key_of(unit.target, self.grouping) == key_of(other.target, self.grouping)
+
+    def _plan(self) -> Plan:
+        layout, standing = self.layout, self.standing
+        new = {controller.index for controller in layout.added}
+        added = tuple(c._replace(multifunction=c.multifunction or c.index in layout.gained) for c in layout.added)
+        originals: list[Original] = []
+        entries = list(standing.originals.values())
+        known = {device.source: device for unit in self.units for device in unit.devices}
+        order = [entry.source for entry in entries if entry.source in self.seats]
+        order += [source for source in self._in_unit_order() if source not in set(order)]
+        for source in order:
+            entry = standing.originals.get(source)
+            if entry is not None and source in standing.at_home:
+                originals.append(entry)
+            else:
+                originals.append(Original(source, () if source in standing.at_home else known[source].original))
+        placement = Placement(self.grouping, tuple(sorted(standing.ours | new)), tuple(originals))
+        return Plan(
+            placement=placement,
+            add=added,
+            moves=tuple(self.moves),
+            strangers=tuple(self.strangers),
+            set_node=tuple(sorted(standing.relabelled.items())),
+            set_hotplug=tuple(sorted(self.hotplug.items())),
+            gain_multifunction=tuple(sorted(layout.gained - new)),
+            seats=self.seats,
+            reasons=self.reasons,
+            stepped_down=None,
+        )
+
+    def _in_unit_order(self) -> list[str]:
+        return [device.source for unit in self.units for device in unit.devices if device.source in self.seats]
+
+
+def _members(shape: Shape) -> list[Unit]:
+    if isinstance(shape, Unit):
+        return [shape]
+    return [unit for leg in shape.legs for unit in _members(leg)]
