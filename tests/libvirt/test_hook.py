@@ -102,7 +102,10 @@ def test_every_form_of_passthrough_gets_as_far_as_the_hook(host: PrivateLibvirt,
     assert len(seen(host, form)) == 1
 
 
-@pytest.mark.parametrize("delay", [0.05, 0.25])
+_NOT_MET = pytest.mark.xfail(reason="5 ms are promised, and won 3 to 7 times of 10: from a define to our own takes some 7 ms")
+
+
+@pytest.mark.parametrize("delay", [pytest.param(0.005, marks=_NOT_MET), 0.05, 0.25])
 def test_the_reconciler_is_there_first(host: PrivateLibvirt, daemon: RunningDaemon, delay: float) -> None:
     """A client that starts a domain some time after it defined it. A quarter of a second wins on any machine; less is judged only where
     nothing else wants the processors. How a few milliseconds fare is measured by test_start_paths, and told in the README."""
