@@ -16,6 +16,7 @@ from typing import Optional
 from pcinuma.address import PciAddress
 from pcinuma.lab import LabError
 from pcinuma.lab.layout import EXPANDERS, ROOTS, Controller, Device, Layout
+from pcinuma.lab.machine import GUEST_TCG
 
 _BUILT_IN = {"q35": {PciAddress(0, 0, 0x1F, function) for function in (0, 2, 3)}, "pc": {PciAddress(0, 0, 1, n) for n in (0, 1, 3)}}
 _OPTIONS = {
@@ -68,10 +69,10 @@ def kinds_of(layout: Layout, root: Path) -> dict[str, Endpoint]:
     return kinds
 
 
-def hardware(layout: Layout, kinds: Mapping[str, Endpoint], *, accel: str = "tcg", gpu_bar_mib: int = 16) -> list[str]:
+def hardware(layout: Layout, kinds: Mapping[str, Endpoint], *, gpu_bar_mib: int = 16) -> list[str]:
     """QEMU's arguments for the machine, its cells, controllers and devices. ``gpu_bar_mib``: the size of a GPU's big BAR."""
     machine = _machine(layout.machine)
-    argv = ["-accel", accel, *_OPTIONS[machine], *_cells(layout.cells, 256 if machine == "pseries" else 1)]
+    argv = ["-accel", GUEST_TCG, *_OPTIONS[machine], *_cells(layout.cells, 256 if machine == "pseries" else 1)]
     for controller in _parents_first(layout):
         argv += ["-device", _bridge(controller, machine)]
     for number, device in enumerate(layout.devices):

@@ -11,7 +11,7 @@ CELLS = [(True, 128), (False, 128), (True, 0), (False, 0)]
 
 
 def test_a_cell_with_neither_cpus_nor_memory_is_none(lab_kernel: Kernel, tmp_path: Path) -> None:
-    argv = ["-accel", "tcg", "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "256"]
+    argv = ["-accel", machine.GUEST_TCG, "-machine", "q35", "-cpu", "max", "-smp", "2", "-m", "256"]
     cpu = 0
     for cell, (manned, memory) in enumerate(CELLS):
         node = f"node,nodeid={cell}"

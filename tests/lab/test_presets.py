@@ -12,7 +12,7 @@ from pcinuma.lab import guest_tree, kernel, machine, presets
 @pytest.mark.parametrize("name", sorted(presets.PRESETS))
 def test_a_kernel_finds_every_device_where_the_plan_says(name: str, lab_kernel: kernel.Kernel, tmp_path: Path) -> None:
     host = presets.PRESETS[name]().host
-    hardware = ["-accel", "tcg", "-cpu", "max", *host.argv(tmp_path)]
+    hardware = ["-accel", machine.GUEST_TCG, "-cpu", "max", *host.argv(tmp_path)]
     seen = guest_tree.parse(machine.boot_tree(lab_kernel, hardware, tmp_path, timeout=120).console)
     addresses, nodes = host.addresses(), host.device_nodes()
     assert sorted(seen.nodes) == list(range(host.nodes))
