@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import socket
 import subprocess
@@ -311,6 +312,17 @@ def test_the_answer_of_the_daemon_is_varlink(daemon: DaemonProcess) -> None:
         run(daemon.base / "other", odd.encode())
     parameters = {"xml": odd, "operation": "prepare", "suboperation": "begin", "domain": "guest"}
     assert json.loads(heard[0][:-1]) == json.loads(client.encode("Hook", parameters)[:-1])
+
+
+def test_the_usual_answer_is_known_to_the_hook_by_heart(daemon: DaemonProcess, host: Path) -> None:
+    """It compares bytes, since whatever is imported to read JSON makes every start wait."""
+    (line,) = [line for line in HOOK.read_text().splitlines() if line.startswith("RIGHT = ")]
+    placed = engine.place(UNPLACED, Request(host)).xml.decode()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.connect(str(daemon.socket))
+        call = {"xml": placed, "operation": "prepare", "suboperation": "begin", "domain": "guest"}
+        connection.sendall(client.encode("Hook", call))
+        assert connection.recv(65536) == ast.literal_eval(line.partition(" = ")[2])
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
