@@ -1,11 +1,11 @@
 """structlog, set up once: priorities for the journal, colours on a terminal, plain lines with a time elsewhere.
 
-One event per decision; what it is about is in the fields. Threads may log too.
+One event per decision; what it is about is in the fields. Threads may log too. Only what structlog 20.1 (Debian 11) has is used: its
+later filtering logger is two processors here.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import Any, Mapping, MutableMapping, TextIO
@@ -14,13 +14,13 @@ import structlog
 
 log: structlog.types.FilteringBoundLogger = structlog.get_logger("pcinumad")
 
-_PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2, "exception": 3}
+_PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
 """sd-daemon(3): the number in ``<N>`` at the start of a line."""
 
 
 def configure(stream: TextIO = sys.stderr, *, debug: bool = False) -> None:
     """Log to ``stream`` from now on."""
-    processors: list[Any] = [structlog.processors.add_log_level, structlog.processors.format_exc_info]
+    processors: list[Any] = [*([] if debug else [_no_debug]), _level, structlog.processors.format_exc_info]
     if is_journal(stream):
         processors.append(_journal_line)
     elif stream.isatty():
@@ -29,7 +29,7 @@ def configure(stream: TextIO = sys.stderr, *, debug: bool = False) -> None:
         processors += [structlog.processors.TimeStamper("iso"), _plain_line]
     structlog.configure(
         processors=processors,
-        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG if debug else logging.INFO),
+        wrapper_class=structlog.BoundLogger,
         logger_factory=structlog.PrintLoggerFactory(stream),
         cache_logger_on_first_use=False,
     )
@@ -43,6 +43,20 @@ def is_journal(stream: TextIO) -> bool:
         return (status.st_dev, status.st_ino) == (int(device), int(inode))
     except (ValueError, OSError):
         return False
+
+
+def _no_debug(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    if method == "debug":
+        raise structlog.DropEvent
+    return event
+
+
+def _level(_logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Name the level; ``log.exception`` is an error with its traceback."""
+    if method == "exception":
+        event["exc_info"] = True
+    event["level"] = "error" if method == "exception" else method
+    return event
 
 
 def _journal_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
