@@ -84,8 +84,11 @@ class _Job:
         self.request = request
         self.domain: Domain
         self.elements: Elements
-        self.domain, self.elements = read_domain(document, frozenset(request.pools))
+        self.domain, self.elements = self._read(document)
         self.seen = Survey.nothing()
+
+    def _read(self, document: Document) -> tuple[Domain, Elements]:
+        return read_domain(document, frozenset(self.request.pools), self.request.settings.near_backing)
 
     @property
     def policy(self) -> Policy:
@@ -144,7 +147,7 @@ class _Job:
         before = self.domain
         if self.request.replan and self.domain.placement is not None:
             freed = withdraw(self.document, self.domain, self.elements)
-            self.domain, self.elements = read_domain(self.document, frozenset(self.request.pools))
+            self.domain, self.elements = self._read(self.document)
         wish = Wish(self.group_by, self.request.settings.spare_ports, freed, self.request.ran_with, self.seen.aperture)
         try:
             plan = make_plan(self.domain, self.seen.verdicts, self.seen.hosts, self.seen.virtual, wish)
@@ -180,9 +183,9 @@ class _Job:
         if self.policy is Policy.REQUIRED:
             return self._as_it_is(Outcome.FALLBACK, reason, message)
         document = Document(self.xml)
-        domain, elements = read_domain(document, frozenset(self.request.pools))
+        domain, elements = self._read(document)
         withdraw(document, domain, elements)
-        domain, _ = read_domain(document, frozenset(self.request.pools))
+        domain, _ = self._read(document)
         devices = device_reports(domain, self.seen, None, fallback=reason)
         message = f"the standing placement is wrong and no other fits, so it was taken back: {message}"
         return Result(Outcome.FALLBACK, reason, message, None, devices, document.serialise(), False, domain.warnings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Optional, Sequence
 
-from pcinuma.domain.model import Domain, Given
+from pcinuma.domain.model import BACKED, Domain, Given
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.plan_model import Plan
 from pcinuma.placement.reason import Outcome, Reason
@@ -16,7 +16,9 @@ from pcinuma.settings import GroupBy
 from pcinuma.survey import Survey
 
 _NOT_GIVEN = {Given.UNASSIGNED: Reason.UNASSIGNED, Given.NOT_PCI: Reason.NOT_PCI}
-_GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI)
+_GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI, Reason.BACKING_UNKNOWN)
+_BACKED = tuple(form.value for form in BACKED)
+_NOT_ASKED = (Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ def device_reports(
             placed = home is not None and home in ours
             if fallback in (Reason.NO_ROOM, Reason.NO_APERTURE) and verdict is not None and verdict.target is not None and not placed:
                 reason = fallback
-        if placed and reason is Reason.POOL_UNRESOLVED:
-            reason = None  # it stands where it was put when libvirt could be asked
+        if placed and reason in _NOT_ASKED:
+            reason = None  # it stands where it was put when that could be told
         host = seen.hosts.get(device.source)
         reports.append(
             DeviceReport(
@@ -110,4 +112,9 @@ def device_reports(
 
 def unmet(devices: Sequence[DeviceReport]) -> Optional[DeviceReport]:
     """The first device for which policy ``required`` is not met: the guest gets it, the host may know its node, and it is not placed."""
-    return next((device for device in devices if not device.placed and device.reason not in _GOOD_ENOUGH), None)
+    return next((device for device in devices if not device.placed and not _good_enough(device)), None)
+
+
+def _good_enough(device: DeviceReport) -> bool:
+    backed = device.form in _BACKED  # a disk on several drives has no node that it could miss
+    return device.reason in _GOOD_ENOUGH or (backed and device.reason is Reason.MIXED_NODES)

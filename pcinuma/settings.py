@@ -8,6 +8,7 @@ later value winning, all below the same root directory as the host's ``sys/`` (s
     group-by = root-complex     ; root-complex | switch | node
     spare-ports = 0             ; free hot-pluggable ports kept on every expander
     unaligned = root            ; root | nearest
+    near-backing = off          ; off | on
 
     [daemon]
     adopt = new                 ; new: domains defined after the first start | none: only enabled ones
@@ -68,9 +69,16 @@ class Settings:
     group_by: GroupBy = GroupBy.ROOT_COMPLEX
     spare_ports: int = 0
     unaligned: Unaligned = Unaligned.ROOT
+    near_backing: bool = False
     adopt: Adopt = Adopt.NEW
     libvirt_uri: str = "qemu:///system"
     proxy_timeout: float = 2.0
+
+
+def _switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise ValueError
+    return text == "on"
 
 
 def _count(text: str) -> int:
@@ -98,6 +106,7 @@ _KEYS: Mapping[tuple[str, str], tuple[str, Callable[[str], Any], str]] = {
     ("placement", "group-by"): ("group_by", GroupBy, "root-complex, switch or node"),
     ("placement", "spare-ports"): ("spare_ports", _count, "a number from 0 to 16"),
     ("placement", "unaligned"): ("unaligned", Unaligned, "root or nearest"),
+    ("placement", "near-backing"): ("near_backing", _switch, "on or off"),
     ("daemon", "adopt"): ("adopt", Adopt, "new or none"),
     ("daemon", "libvirt-uri"): ("libvirt_uri", _uri, "a libvirt URI such as qemu:///system"),
     ("proxy", "timeout"): ("proxy_timeout", _seconds, "seconds, above 0 and at most 60"),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Mapping, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, Form, Given, Passthrough
+from pcinuma.domain.model import BACKED, Domain, Form, Given, Passthrough
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.place import HostReader, Place
 from pcinuma.placement.aperture import Aperture
@@ -115,6 +115,8 @@ class _Surveyor:
         try:
             if device.form is Form.NETWORK_POOL:
                 place, reason = self._pool_place(device)
+            elif device.form in BACKED:
+                place, reason = self._backed_place(device)
             else:
                 place, reason = self._place(device), None
             if place is None or place.node is None:
@@ -145,8 +147,26 @@ class _Surveyor:
     def _pool_place(self, device: Passthrough) -> tuple[Optional[Place], Optional[Reason]]:
         """The place that all members of a hostdev pool share; else None and why."""
         members = self.pools.get(device.name or "")
-        if not members:
-            return None, Reason.POOL_UNRESOLVED
+        return self._shared_place(members) if members else (None, Reason.POOL_UNRESOLVED)
+
+    def _backed_place(self, device: Passthrough) -> tuple[Optional[Place], Optional[Reason]]:
+        """The place of what is behind an emulated device; what is gone is no reason to leave the passthrough devices unplaced."""
+        from pcinuma.host.backing import Backings  # not for those who do without
+
+        backings, name = Backings(self.reader.sysfs), device.name or ""
+        behind = backings.of_block(name) if device.form is Form.BLOCK_DISK else backings.of_net(name)
+        if behind is None:
+            return None, Reason.BACKING_UNKNOWN
+        members = tuple(sorted(behind))
+        if len(members) == 1:
+            self.hosts[device.source] = members[0]
+        try:
+            return self._shared_place(members)
+        except DeviceAbsent:
+            return None, Reason.BACKING_UNKNOWN
+
+    def _shared_place(self, members: tuple[PciAddress, ...]) -> tuple[Optional[Place], Optional[Reason]]:
+        """The place that all of ``members`` have; None and why where they have several."""
         places = [self.reader.place(member, switches=self.switches) for member in members]
         if len({(place.node, place.root_complex) for place in places}) > 1:
             return None, Reason.MIXED_NODES

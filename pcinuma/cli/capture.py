@@ -22,8 +22,9 @@ from typing import Optional
 
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.progress import Progress
-from pcinuma.errors import EXIT_DONE, HostError, UnusableInput
+from pcinuma.errors import EXIT_DONE, ConfigError, HostError, UnusableInput
 from pcinuma.host.topology import read_topology, require_sys
+from pcinuma.settings import load_settings
 
 NAME = "capture"
 HELP = "save the host's PCI and NUMA tree as a tar file, for a bug report or a test"
@@ -35,7 +36,8 @@ examples:
   pcinuma topology --root machine          what that host looks like
   pcinuma place --root machine vm.xml      what pcinuma would have done there
 
-In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the machine's model, /etc/pcinuma.
+In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the machine's model, /etc/pcinuma; with the setting
+near-backing also the names of block devices and network interfaces (links below /dev are not in it: name /dev/nvme0n1, not by-id).
 Not in it: serial numbers, MAC addresses, host names, memory contents. Run it as root, or switches are guessed from their shape.
 """
 
@@ -127,7 +129,18 @@ def collect(root: Path) -> tuple[dict[str, Entry], list[str]]:
         for child in tree.names(folder):
             if child.startswith("vhost-vdpa-"):
                 tree.folder(f"{folder}/{child}")
+    if _near_backing(root):
+        for kind in ("block", "net"):
+            for name in tree.names(f"sys/class/{kind}"):
+                tree.backing(f"sys/class/{kind}/{name}")
     return tree.entries, tree.unreadable
+
+
+def _near_backing(root: Path) -> bool:
+    try:
+        return load_settings(root).near_backing
+    except ConfigError:
+        return False  # the file is in the capture, for somebody to see what is wrong with it
 
 
 class _Tree:
@@ -170,6 +183,20 @@ class _Tree:
             target = posixpath.relpath(target, "/" + posixpath.dirname(path))
         self.entries[path] = Entry(target=target)
         return posixpath.normpath(posixpath.join(posixpath.dirname(path), target))
+
+    def backing(self, path: str) -> None:
+        """A block device or network interface, and the links to what a virtual one stands on."""
+        folder = self.follow(path)
+        self.folder(folder)
+        self.file(f"{folder}/partition")
+        if "/virtual/" not in folder:
+            return
+        subsystem = posixpath.dirname(folder) if "/nvme-subsystem/" in folder else folder
+        links = [f"{folder}/slaves/{name}" for name in self.names(f"{folder}/slaves")]
+        links += [f"{folder}/{name}" for name in self.names(folder) if name.startswith("lower_")]
+        links += [f"{subsystem}/{name}" for name in self.names(subsystem) if name.startswith("nvme") and name[4:].isdecimal()]
+        for link in links:
+            self.folder(self.follow(link))
 
     def device(self, path: str) -> None:
         folder = self.follow(path)

@@ -10,7 +10,8 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.cli.sources import is_file
-from pcinuma.domain.passthrough import read_passthrough
+from pcinuma.domain.backing import read_backed
+from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.xml import Document
 from pcinuma.errors import UnusableInput
 
@@ -20,8 +21,12 @@ DEVICE_HELP = "a host PCI address (0000:17:00.0 or 17:00.0), a mediated device's
 
 def source_of(xml: bytes) -> Optional[str]:
     """The ``source`` by which reports name the device in a device's XML; None if it is no passthrough device."""
-    device = read_passthrough(etree.fromstring(xml), frozenset())
+    device = _read(etree.fromstring(xml))
     return None if device is None else device.source
+
+
+def _read(element: etree._Element) -> Optional[Named]:
+    return read_passthrough(element, frozenset()) or read_backed(element)
 
 
 def device_xml(text: str) -> bytes:
@@ -54,7 +59,7 @@ def element_of(xml: bytes, source: str) -> Optional[bytes]:
     """The element of a domain's XML that gives the guest the device ``source``, as libvirt detaches it; None if there is none."""
     for element in Document(xml).root.iterfind("devices/*"):
         if element.tag in ("hostdev", "interface", "disk"):
-            device = read_passthrough(element, frozenset())
+            device = _read(element)
             if device is not None and source in (device.source, device.source.partition("#")[0]):
                 return etree.tostring(element, with_tail=False)
     return None

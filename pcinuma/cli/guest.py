@@ -7,10 +7,10 @@ out, so that a command can show a domain that placement refuses.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Container, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller, Domain, OccupantKind, Passthrough
+from pcinuma.domain.model import BACKED, Controller, Domain, OccupantKind, Passthrough
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 
@@ -26,8 +26,8 @@ class Guest:
 
     @classmethod
     def read(cls, xml: bytes, pools: frozenset[str] = frozenset()) -> Guest:
-        """The guest that the domain ``xml`` describes. Raises UnusableInput for what is no domain XML."""
-        return cls(read_domain(Document(xml), pools)[0])
+        """The guest that the domain ``xml`` describes, whatever may be asked about. Raises UnusableInput for what is no domain XML."""
+        return cls(read_domain(Document(xml), pools, near_backing=True)[0])
 
     def device(self, source: str) -> Optional[Passthrough]:
         """The passthrough device with this ``source``."""
@@ -58,9 +58,10 @@ class Guest:
         """Whether pcinuma added the controller."""
         return self.domain.placement is not None and controller.index in self.domain.placement.controllers
 
-    def emulated_at_root(self) -> int:
-        """How many devices that are not passed through have an address outside every cell."""
+    def emulated_at_root(self, listed: Container[str]) -> int:
+        """How many devices that are not passed through have an address outside every cell, but for those that are ``listed``."""
         others = [occupant.address for occupant in self.domain.occupants if occupant.kind is OccupantKind.OTHER]
+        others += [d.address for d in self.domain.devices if d.form in BACKED and d.address is not None and d.source not in listed]
         return sum(self.cell(address) is None for address in others)
 
     def has_neighbours(self, address: PciAddress) -> bool:

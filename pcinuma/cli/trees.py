@@ -83,7 +83,7 @@ def guest_rows(guest: Guest, marks: Mapping[str, str], screen: Screen, nodes: Ma
     rows = [_guest_row(guest, device, marks, screen, nodes) for device, cell in zip(devices, cells) if cell is not None]
     rows += [Row((_cell_label(guest, number, screen, nodes),)) for number in sorted(guest.domain.cells) if number not in cells]
     rows += [_guest_row(guest, device, marks, screen, nodes) for device, cell in zip(devices, cells) if cell is None]
-    emulated = guest.emulated_at_root()
+    emulated = guest.emulated_at_root(marks)
     if emulated:
         rows.append(Row((_cell_label(guest, None, screen, nodes), screen.paint(count(emulated, "emulated device"), "dim"))))
     return rows

@@ -40,13 +40,13 @@ def seat(live: bytes, device_xml: str, request: Request) -> Seated:
     element = _element(device_xml)
     if devices is None:
         raise UnusableInput("a domain without <devices>", subject="domain XML")
-    before, _ = read_domain(document, frozenset(request.pools))
+    before, _ = read_domain(document, frozenset(request.pools), request.settings.near_backing)
     if before.placement is None:
         return Seated(device_xml, False, "the running domain is not placed by pcinuma")
     if (before.policy or request.settings.policy) is Policy.OFF:
         return Seated(device_xml, False, "the policy of this domain is off")
     devices.append(element)
-    domain, _ = read_domain(document, frozenset(request.pools))
+    domain, _ = read_domain(document, frozenset(request.pools), request.settings.near_backing)
     new = [device for device in domain.devices if device.source not in {old.source for old in before.devices}]
     if len(domain.devices) != len(before.devices) + 1 or not new:
         return Seated(device_xml, False, None)  # no host device, or one that the guest has already

@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, OccupantKind
+from pcinuma.domain.model import BACKED, Domain, OccupantKind
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Result
 from pcinuma.placement.reason import Outcome, Reason
+
+_BACKED = tuple(form.value for form in BACKED)
 
 
 def parse(xml: bytes) -> Domain:
@@ -35,6 +37,8 @@ def with_standing(domain: Domain, xml: bytes, wished: Result) -> Result:
         return wished
     after = parse(wished.xml)
     addresses = {device.source: device.address for device in domain.devices}
+    if any(device.form in _BACKED and device.source not in addresses for device in wished.devices):
+        addresses.update({device.source: device.address for device in read_domain(Document(xml), near_backing=True)[0].devices})
     targets = {device.source: device.address for device in after.devices}
     devices = []
     for device in wished.devices:

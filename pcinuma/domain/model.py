@@ -33,6 +33,11 @@ class Form(enum.Enum):
     MDEV = "mdev"
     NVME_DISK = "nvme-disk"
     VDPA = "vdpa"
+    BLOCK_DISK = "block-disk"  # these two with the setting near-backing only
+    DIRECT_INTERFACE = "direct-interface"
+
+
+BACKED = (Form.BLOCK_DISK, Form.DIRECT_INTERFACE)
 
 
 class Given(enum.Enum):
@@ -60,9 +65,9 @@ class Controller(NamedTuple):
 class Passthrough(NamedTuple):
     """A device of the host that the domain names.
 
-    ``host``: its host address, where the XML has one; ``name``: the mdev's UUID, the vDPA path or the network otherwise. ``address``:
-    where the guest has it, None where libvirt has yet to choose; ``original``: that address's attributes as they stand. ``problem``: why
-    its values mean nothing.
+    ``host``: its host address, where the XML has one; ``name``: otherwise the mdev's UUID, the vDPA path, the network, or the block device
+    or network interface behind an emulated device. ``address``: where the guest has it, None where libvirt has yet to choose;
+    ``original``: that address's attributes as they stand. ``problem``: why its values mean nothing.
     """
 
     source: str

@@ -44,9 +44,12 @@ class Elements(NamedTuple):
     others: Mapping[PciAddress, etree._Element]
 
 
-def read_domain(document: Document, pools: frozenset[str] = frozenset()) -> tuple[Domain, Elements]:
-    """The domain in ``document``; ``pools`` names the networks that are known to be hostdev pools."""
-    return _Reader(document.root, pools).read()
+def read_domain(document: Document, pools: frozenset[str] = frozenset(), near_backing: bool = False) -> tuple[Domain, Elements]:
+    """The domain in ``document``; ``pools`` names the networks that are known to be hostdev pools.
+
+    ``near_backing``: emulated devices that have one host device behind them count as devices too (:mod:`pcinuma.domain.backing`).
+    """
+    return _Reader(document.root, pools, near_backing).read()
 
 
 def machine_kind(root: etree._Element) -> tuple[MachineKind, Optional[str]]:
@@ -69,9 +72,11 @@ def machine_kind(root: etree._Element) -> tuple[MachineKind, Optional[str]]:
 
 
 class _Reader:
-    def __init__(self, root: etree._Element, pools: frozenset[str]) -> None:
+    def __init__(self, root: etree._Element, pools: frozenset[str], near_backing: bool) -> None:
         self.root = root
         self.pools = pools
+        self.near_backing = near_backing
+        self.recorded: frozenset[str] = frozenset()
         self.problem: Optional[str] = None
         self.warnings: list[str] = []
         self.occupants: list[Occupant] = []
@@ -95,6 +100,7 @@ class _Reader:
         pools = self.pools
         if own.placement is not None:
             pools = pools | {o.source.partition("#")[0] for o in own.placement.devices if "#" in o.source}
+            self.recorded = frozenset(o.source for o in own.placement.devices if "@" in o.source)
         devices = self.root.find("devices")
         if devices is not None:
             self._devices(devices, machine, pools)
@@ -146,6 +152,8 @@ class _Reader:
                         self._controller(element, number(element.get("index"), "PCI controller: index"))
                     continue
                 passthrough = read_passthrough(element, pools) if tag in ("hostdev", "interface", "disk") else None
+                if passthrough is None and (self.near_backing or self.recorded) and tag in ("interface", "disk"):
+                    passthrough = self._backed(element)
                 if passthrough is not None:
                     self._passthrough(element, passthrough)
                     continue
@@ -219,6 +227,16 @@ class _Reader:
         self.device_elements.setdefault(source, element)
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, source))
+
+    def _backed(self, element: etree._Element) -> Optional[Named]:
+        """An emulated device that follows what is behind it. Several without a name yet (libvirt gives the MAC address) are left alone."""
+        from pcinuma.domain.backing import read_backed  # not for those who do without
+
+        named = read_backed(element)
+        if named is None or named.source in self.device_elements:
+            return None
+        known = named.source in self.recorded or f"@{named.name}" in self.recorded
+        return named if self.near_backing or known else None
 
     def _blind(self) -> bool:
         """Whether the guest boots by a device tree. Measured: Linux on aarch64 then sees nothing of what is below an expander bus."""

@@ -40,7 +40,7 @@ PROCEDURES = frozenset({*_STARTS, *_CREATES, *_ATTACHES})
 
 _CONNECT_READ_ONLY = 1  # VIR_CONNECT_RO
 _AFFECT_LIVE, _AFFECT_CONFIG = 1, 2  # VIR_DOMAIN_AFFECT_…
-_MAYBE_PASSTHROUGH = re.compile(rb"<\s*(hostdev|interface)\b|\bnvme\b")
+_MAYBE_PASSTHROUGH = re.compile(rb"<\s*(hostdev|interface)\b|\b(nvme|block)\b")
 
 
 @dataclass(frozen=True)

@@ -206,6 +206,13 @@ CASES = [
          .hostdev("3b:01.1").formatted(),
          {MDEV: 0, MDEV_REMOTE: 1, "0000:19:00.0#1": 0, "0000:b5:00.0#2": "not-pci", "/dev/vhost-vdpa-0": 0, "/dev/vhost-vdpa-1": 1,
           "0000:3b:01.1": 0}, expanders=4),
+    Case("backed", "backed",
+         two_cells().nic().disk().block("/dev/disk/by-id/nvme-a", "vdb").block("/dev/vg/lv", "vdc").block("/dev/nvme1n1p1", "vdd")
+         .block("/dev/nvme10n1", "vde").direct("eth0").direct("bond0.7", "virtio-non-transitional").hostdev("19:00.0").formatted(),
+         {"vdb@/dev/disk/by-id/nvme-a": 0, "vdc@/dev/vg/lv": 1, "vdd@/dev/nvme1n1p1": 1, "vde@/dev/nvme10n1": "backing-unknown",
+          "52:54:00:00:00:07@eth0": 0, "52:54:00:00:00:08@bond0.7": 1, "0000:19:00.0": 0}, expanders=2, settings={"near_backing": True}),
+    Case("backed-raw", "backed", two_cells().nic().block("/dev/nvme0n1").direct("eth1").raw(),
+         {"vdb@/dev/nvme0n1": 0, "52:54:00:00:00:03@eth1": 1}, expanders=2, settings={"near_backing": True}),
     Case("vmd", "vmd", two_cells().hostdev("10000:01:00.0").hostdev("10000:02:00.0").hostdev("10001:01:00.0").hostdev("0001:17:00.0").raw(),
          {"10000:01:00.0": 0, "10000:02:00.0": 0, "10001:01:00.0": 1, "0001:17:00.0": 1}, expanders=3),
     Case("platform", "platform", two_cells().interface("0002:01:00.0").hostdev("0009:01:00.0").raw(),

@@ -219,6 +219,10 @@ class Host:
         self.roots: list[RootComplex] = []
         self.functions: dict[str, Function] = {}
         self.online: Optional[str] = None
+        self.virtual_blocks: dict[str, list[str]] = {}
+        self.virtual_nets: dict[str, list[str]] = {}
+        self.subsystems: dict[str, list[str]] = {}
+        self.dev_links: dict[str, str] = {}
 
     def node(self, number: int, cpus: str = "", distance: Optional[list[int]] = None, memory_kib: int = 64 << 20) -> Host:
         """A NUMA node with its CPUs ("" for none) and its distances to all nodes in order of number (default: 10 and 21)."""
@@ -230,6 +234,39 @@ class Host:
         root = RootComplex(self, name, node, below=below)
         self.roots.append(root)
         return root
+
+    # What is virtual: it has no place of its own.
+
+    def virtual_block(self, name: str, *slaves: str) -> Host:
+        """A block device of the kernel's own (``dm-0``, ``md0``, ``loop0``) on others."""
+        self.virtual_blocks[name] = list(slaves)
+        return self
+
+    def virtual_net(self, name: str, *lower: str) -> Host:
+        """A network interface of the kernel's own (bond, VLAN, macvlan, dummy) on others."""
+        self.virtual_nets[name] = list(lower)
+        return self
+
+    def subsystem(self, disk: str, *controllers: str) -> Host:
+        """An NVMe namespace ``disk`` that the kernel reaches over several controllers (native multipath), or over a network."""
+        self.subsystems[disk] = list(controllers)
+        return self
+
+    def dev_link(self, path: str, target: str) -> Host:
+        """A link as udev makes them: ``disk/by-id/nvme-x`` to ``nvme0n1``, both below ``/dev``."""
+        self.dev_links[path] = target
+        return self
+
+    def behind(self, name: str) -> set[Optional[str]]:
+        """The PCI addresses behind a block device or network interface; None among them for what is none."""
+        below = self.virtual_blocks.get(name, self.virtual_nets.get(name, self.subsystems.get(name)))
+        if below is not None:
+            return set().union(*(self.behind(other) for other in below)) if below else {None}
+        for function in self.functions.values():
+            own = [*function.nets, *(text for block in function.blocks for text in (block, f"{block}n1", f"{block}n1p1"))]
+            if name in own:
+                return {function.address}
+        return {None}
 
     def remove(self, address: str) -> None:
         """Unplug an endpoint."""

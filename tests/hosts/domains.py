@@ -154,6 +154,23 @@ class Domain:
         )
         return self._device(Device("vdpa", head, "</interface>", address, order=1))
 
+    def block(self, path: str, target: str = "vdb", bus: str = "virtio", model: str = "", address: Optional[str] = None) -> Domain:
+        """``disk type='block'`` on a block device of the host."""
+        named = f" model='{model}'" if model else ""
+        head = (
+            f"<disk type='block' device='disk'{named}>\n      <driver name='qemu' type='raw'/>\n      <source dev='{path}'/>\n"
+            f"      <target dev='{target}' bus='{bus}'/>"
+        )
+        return self._device(Device("block-disk", head, "</disk>", address, order=3 if bus == "virtio" else 9))
+
+    def direct(self, dev: str, model: str = "virtio", mac: Optional[str] = None, address: Optional[str] = None) -> Domain:
+        """``interface type='direct'``: a macvtap on an interface of the host."""
+        head = (
+            f"<interface type='direct'>\n      <mac address='{mac or self._mac()}'/>\n      <source dev='{dev}' mode='bridge'/>\n"
+            f"      <model type='{model}'/>"
+        )
+        return self._device(Device("direct-interface", head, "</interface>", address, order=1))
+
     def controller(self, index: int, model: str, target: str = "", address: Optional[str] = None, multifunction: bool = False) -> Domain:
         """A PCI controller that the owner wrote."""
         place = f"      {address_xml(address, multifunction)}\n" if address else ""

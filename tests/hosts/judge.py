@@ -95,6 +95,8 @@ def _reason_faults(device: Passed, line: dict[str, Any], node: Optional[int], ce
         wanted = {"not-pci"}
     elif device.source in kept:
         wanted = {"kept"}
+    elif device.form in ("block-disk", "direct-interface") and device.host_address is None:
+        wanted = {"backing-unknown", "mixed-nodes"}
     elif node is None:
         wanted = {"no-affinity"}
     elif not cells:

@@ -166,6 +166,25 @@ def mediated() -> Host:
     return host
 
 
+def backed() -> Host:
+    """Drives and NICs that guests reach by the host's drivers: nvme0 (17:00.0) and eth0 (18:00.0) on node 0, nvme1 (b3:00.0) and eth1
+    (b4:00.0) on node 1, GPU 19:00.0. On nvme1: dm-1 (a volume, on the partition); on both: dm-2; on eth1: bond0, and on that bond0.7;
+    on both NICs: bond1; on nothing: dm-3, br0 (with a guest's tap beside eth0). nvme9n1: over nvme0's and a second controller beside it."""
+    host = Host().node(0, "0-7").node(1, "8-15")
+    for node, name, bus in ((0, "pci0000:16", 0x17), (1, "pci0000:b2", 0xB3)):
+        root = host.rc(name, node=node)
+        root.port(f"{bus - 1:02x}:00.0").device(f"{bus:02x}:00.0", NVME).block(f"nvme{node}")
+        root.port(f"{bus - 1:02x}:02.0").device(f"{bus + 1:02x}:00.0", NIC).net(f"eth{node}")
+        if not node:
+            root.port("16:04.0").device("19:00.0", GPU)
+            root.port("16:06.0").device("1a:00.0", NVME).block("nvme4")
+    host.virtual_block("dm-1", "nvme1n1p1").virtual_block("dm-2", "nvme0n1", "nvme1n1").virtual_block("dm-3")
+    host.virtual_net("bond0", "eth1").virtual_net("bond0.7", "bond0").virtual_net("bond1", "eth0", "eth1")
+    host.virtual_net("tap0").virtual_net("br0", "eth0", "tap0").subsystem("nvme9n1", "nvme0", "nvme4").subsystem("nvme10n1", "nvme5")
+    host.dev_link("disk/by-id/nvme-a", "nvme0n1").dev_link("mapper/vg-lv", "dm-1").dev_link("vg/lv", "dm-1")
+    return host
+
+
 def device_node_without_cpus() -> Host:
     """Grace-like: nodes 0 and 1 have CPUs, 2 and 3 are the memory of GPUs 17:00.0 and b3:00.0, near 0 and 1."""
     distances = ([10, 40, 80, 120], [40, 10, 120, 80], [80, 120, 10, 160], [120, 80, 160, 10])
@@ -224,6 +243,7 @@ MACHINES: dict[str, Callable[[], Host]] = {
         one_node,
         vmd,
         mediated,
+        backed,
         device_node_without_cpus,
         platform,
         crowd,

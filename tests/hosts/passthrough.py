@@ -77,10 +77,29 @@ def _form(element: etree._Element, host: Optional[Host], pools: Pools) -> Option
     if element.tag == "disk" and kind == "nvme":
         return "nvme-disk", f"{address}#{where.get('namespace')}", address
     path = where.get("dev") or ""
+    if (element.tag, kind) in (("disk", "block"), ("interface", "direct")):
+        return _backed(element, path, host)
     if path.startswith("/dev/vhost-vdpa-"):
         number = int(path.rsplit("-", 1)[1])
         return "vdpa", path, next((f.address for f in functions if number in f.vdpas), None)
     return None
+
+
+def _backed(element: etree._Element, path: str, host: Optional[Host]) -> Optional[tuple[str, str, Optional[str]]]:
+    """An emulated device with a host device behind it, as near-backing sees it; domains without that setting should have none."""
+    models = (None, "virtio", "virtio-non-transitional")
+    if element.tag == "disk":
+        if element.find("target").get("bus") != "virtio" or element.get("model") not in models:
+            return None
+        name = path.partition("/dev/")[2]
+        form, source = "block-disk", f"{element.find('target').get('dev')}@{path}"
+        name = host.dev_links.get(name, name) if host else name
+    else:
+        if element.find("model") is None or element.find("model").get("type") not in models[1:]:
+            return None
+        name, form, source = path, "direct-interface", f"{element.find('mac').get('address')}@{path}"
+    behind = host.behind(name) if host else set()
+    return form, source, next(iter(behind)) if len(behind) == 1 else None
 
 
 def nodeset(text: str) -> set[int]:

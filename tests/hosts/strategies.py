@@ -61,7 +61,16 @@ def _fill(draw: Any, host: Host, port: Function, buses: _Buses, depth: int) -> N
         node = draw(st.sampled_from([-1, -1, -2, None, 63]))
         port.device(f"{bus}:00.0", NVME, node=node, cpulist=draw(st.sampled_from([INHERIT, "0-3", "4-7", "1", "2-5", "", None])))
     else:
-        port.device(f"{bus}:00.0", NVME)
+        _with_driver(port.device(f"{bus}:00.0", draw(st.sampled_from([NVME, NIC]))))
+
+
+def _with_driver(function: Function) -> None:
+    """A drive or a network card that the host's own driver has, and a guest may reach through it."""
+    name = function.address.replace(":", "").replace(".", "")
+    if function.kind is NVME:
+        function.block(f"nvme{int(name, 16)}")
+    else:
+        function.net(f"eth{int(name, 16)}")
 
 
 @dataclass
@@ -73,6 +82,7 @@ class Setup:
     spare: list[str] = field(default_factory=list)
     group_by: Optional[str] = None
     formatted: bool = False
+    near_backing: bool = False
 
     def xml(self) -> bytes:
         return self.domain.formatted() if self.formatted else self.domain.raw()
@@ -82,7 +92,8 @@ class Setup:
             f"{f.path} node={f.own_node()} cpulist={f.cpulist if f.cpulist is not INHERIT else ''}" for f in self.host.functions.values()
         ]
         nodes = [f"node {n.number}: {n.cpus}" for n in self.host.nodes.values()]
-        return "\n".join([f"Setup(group_by={self.group_by}, spare={self.spare})", *nodes, *tree, self.xml().decode()])
+        head = f"Setup(group_by={self.group_by}, spare={self.spare}, near_backing={self.near_backing})"
+        return "\n".join([head, *nodes, *tree, self.xml().decode()])
 
 
 @st.composite
@@ -105,6 +116,7 @@ def setups(draw: Any, formatted: Optional[bool] = None) -> Setup:
             domain.vcpupin(cell, draw(st.sampled_from(["0-3", "4-7", "0-7", "1,9", "0-15,^3", "8"])))
     setup = Setup(host, domain, group_by=draw(st.sampled_from([None, "switch", "root-complex", "node"])))
     setup.formatted = draw(st.booleans()) if formatted is None else formatted
+    setup.near_backing = draw(st.integers(0, 2)) == 0
     if draw(st.integers(0, 2)) == 0:
         domain.nic()
     if draw(st.integers(0, 2)) == 0:
@@ -115,14 +127,28 @@ def setups(draw: Any, formatted: Optional[bool] = None) -> Setup:
     wanted = draw(st.lists(st.sampled_from(ends), unique_by=lambda f: f.address, max_size=12)) if ends else []
     ports = iter(range(16, 90))
     done: set[str] = set()
+    backed: set[str] = set()
     for function in wanted:
         if function.address not in done:
-            done |= _give(draw, domain, function, ports, done if setup.formatted else None)
-    setup.spare = [f.address for f in ends if f.address not in done]
+            behind = [*function.nets, *(f"/dev/{block}n1" for block in function.blocks)]
+            if setup.near_backing and behind and draw(st.booleans()):
+                _give_backed(domain, behind[0])
+                backed.add(function.address)
+            else:
+                done |= _give(draw, domain, function, ports, done if setup.formatted else None)
+    setup.spare = [f.address for f in ends if f.address not in done | backed]
     for source in sorted(done):
         if draw(st.integers(0, 14)) == 0:
             domain.keep(source)
     return setup
+
+
+def _give_backed(domain: Domain, name: str) -> None:
+    """An emulated device with the host's ``name`` behind it."""
+    if name.startswith("/dev/"):
+        domain.block(name, f"vd{chr(98 + len(domain.devices))}")
+    else:
+        domain.direct(name)
 
 
 def _give(draw: Any, domain: Domain, function: Function, ports: Any, done: Optional[set[str]]) -> set[str]:

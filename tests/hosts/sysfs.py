@@ -55,6 +55,7 @@ class Writer:
         self._nodes()
         for root in self.host.roots:
             self._root(root)
+        self._virtual()
 
     def _file(self, path: str, text: str) -> None:
         with open(f"{self.sys}/{path}", "w", encoding="ascii") as file:
@@ -183,6 +184,39 @@ class Writer:
             self._dir(f"{path}/vdpa{number}/vhost-vdpa-{number}")
             self._file(f"{path}/vdpa{number}/vhost-vdpa-{number}/dev", f"511:{number}")
             self._link(f"bus/vdpa/devices/vdpa{number}", f"{path}/vdpa{number}")
+
+    def _virtual(self) -> None:
+        """Below ``devices/virtual``: a partition, and links to what each thing stands on (``block/holder.c``, ``net/core/dev.c``)."""
+        for disk, controllers in self.host.subsystems.items():
+            folder = f"devices/virtual/nvme-subsystem/nvme-subsys{len(disk)}"
+            self._block(f"{folder}/{disk}")
+            for name in controllers:
+                at = next((f.path for f in self.host.functions.values() if name in f.blocks), "devices/virtual/nvme-fabrics/ctl")
+                self._dir(f"{at}/nvme/{name}")
+                self._link(f"{folder}/{name}", f"{at}/nvme/{name}")
+        for disk in self.host.virtual_blocks:
+            self._block(f"devices/virtual/block/{disk}")
+        for name in self.host.virtual_nets:
+            self._dir(f"devices/virtual/net/{name}")
+            self._link(f"class/net/{name}", f"devices/virtual/net/{name}")
+        for kind, link, stacks in (("block", "slaves/", self.host.virtual_blocks), ("net", "lower_", self.host.virtual_nets)):
+            for name, others in stacks.items():
+                for other in others:
+                    target = os.path.realpath(f"{self.sys}/class/{kind}/{other}")
+                    self._link(f"devices/virtual/{kind}/{name}/{link}{other}", os.path.relpath(target, os.path.realpath(self.sys)))
+        for path, target in self.host.dev_links.items():
+            full = f"{self.sys}/../dev/{path}"
+            os.makedirs(os.path.dirname(full), exist_ok=True)
+            os.symlink(os.path.relpath(f"/dev/{target}", os.path.dirname(f"/dev/{path}")), full)
+
+    def _block(self, path: str) -> None:
+        disk = path.rsplit("/", 1)[-1]
+        part = f"{disk}p1"
+        self._dir(f"{path}/slaves")
+        self._dir(f"{path}/{part}")
+        self._file(f"{path}/{part}/partition", "1")
+        self._link(f"class/block/{disk}", path)
+        self._link(f"class/block/{part}", f"{path}/{part}")
 
     def _resource(self, kind: Kind) -> str:
         lines: list[str] = []

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
+from pcinuma.cli import main
 from pcinuma.cli.distance import Distance, Spot, distance
 from pcinuma.cli.explain import explain
 from pcinuma.cli.sources import DomainSource
 from pcinuma.cli.verify import judge
 from pcinuma.placement.reason import Reason
 from pcinuma.settings import GroupBy
+from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -118,3 +120,19 @@ def test_devices_of_two_root_complexes_on_one_expander_fail_unless_grouped_by_no
 def test_a_device_without_affinity_passes_on_the_default_root_with_the_reason(tmp_path: Path) -> None:
     found = verdicts(tmp_path, "minus-one", "no-affinity-in")
     assert set(found.values()) == {(True, Reason.NO_AFFINITY.sentence)}
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_emulated_devices_with_a_host_device_behind_them_are_explained_where_the_setting_is_on(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = MACHINES["backed"]().write(tmp_path)
+    (root / "etc/pcinuma").mkdir(parents=True)
+    (root / "etc/pcinuma/pcinuma.conf").write_text(f"[placement]\nnear-backing = {setting}\n")
+    (root / "vm.xml").write_bytes(two_cells().block("/dev/nvme1n1").direct("eth0").wish(policy="off").formatted())
+    assert main(["explain", str(root / "vm.xml"), "--root", str(root)]) == 0
+    text = capsys.readouterr().out
+    assert ("0000:b3:00.0: node 1 (from numa_node), root complex 0000:b2" in text) is (setting == "on")
+    assert ("guest  0000:03:00.0: default root, no cell" in text) is (setting == "on")
+    assert main(["topology", str(root / "vm.xml"), "--root", str(root)]) == 0
+    assert ("5 emulated devices" in capsys.readouterr().out) is (setting == "off")

@@ -15,6 +15,7 @@ from pcinuma.cli import main
 from pcinuma.host.topology import read_topology
 from tests.golden.cases import CASES
 from tests.hosts.build import NIC, Host
+from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -68,6 +69,29 @@ def test_a_capture_serves_place_as_well_as_the_machine(tmp_path: Path, capsys: p
             main(["place", "--root", str(place), str(GOLDEN / f"{case.name}-in.xml")])
             answers.append(capsys.readouterr().out)
         assert answers[0] == answers[1], case.name
+
+
+@pytest.mark.parametrize("setting", ["on", "off"])
+def test_a_capture_knows_what_is_behind_emulated_devices_where_the_setting_asks_for_it(
+    setting: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, archive, copy = tmp_path / "machine", tmp_path / "c", tmp_path / "copy"
+    MACHINES["backed"]().write(root)
+    (root / "etc/pcinuma").mkdir(parents=True)
+    (root / "etc/pcinuma/pcinuma.conf").write_text(f"[placement]\nnear-backing = {setting}\n")
+    domain = two_cells().block("/dev/dm-1").block("/dev/nvme0n1p1", "vdc").block("/dev/nvme9n1", "vdd").direct("bond0.7").direct("eth0")
+    (tmp_path / "vm.xml").write_bytes(domain.hostdev("19:00.0").raw())
+    assert main(["capture", str(archive), "--root", str(root)]) == 0
+    unpack(archive, copy)
+    capsys.readouterr()
+    answers = []
+    for place_at in (root, copy):
+        assert main(["place", "--root", str(place_at), "--report", str(tmp_path / "report"), str(tmp_path / "vm.xml")]) == 0
+        answers.append((capsys.readouterr().out, json.loads((tmp_path / "report").read_text())))
+    assert answers[0] == answers[1]
+    devices = answers[0][1]["devices"]
+    assert [line["guest_cell"] for line in devices] == ([1, 0, 0, 1, 0, 0] if setting == "on" else [0])
+    assert (copy / "sys/class/block").exists() is (setting == "on")
 
 
 def test_the_same_tree_gives_the_same_bytes(tmp_path: Path) -> None:

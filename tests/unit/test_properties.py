@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from pcinuma.engine import Request, Result, place, revert
 from pcinuma.placement.reason import Outcome
-from pcinuma.settings import GroupBy
+from pcinuma.settings import GroupBy, Settings
 from tests.hosts.build import INHERIT, list_format, unreadable
 from tests.hosts.edits import with_device, without_device
 from tests.hosts.guard import no_real_host  # noqa: F401
@@ -44,7 +44,8 @@ class Tree:
 
 
 def _place(xml: bytes, setup: Setup, root: Path) -> Result:
-    return place(xml, Request(root=root, group_by=GroupBy(setup.group_by) if setup.group_by else None))
+    group_by = GroupBy(setup.group_by) if setup.group_by else None
+    return place(xml, Request(root=root, group_by=group_by, settings=Settings(near_backing=setup.near_backing)))
 
 
 @settings(max_examples=40 * THOROUGH, **SHARED)
@@ -151,7 +152,7 @@ def test_the_real_libvirt_keeps_every_generated_layout_as_it_is() -> None:
         pytest.skip(f"the real libvirt: {missing()}")
     placed: list[tuple[Setup, bytes, Result]] = []
 
-    @settings(max_examples=80 * THOROUGH, phases=[Phase.generate], derandomize=True, database=None, **SHARED)
+    @settings(max_examples=240 * THOROUGH, phases=[Phase.generate], derandomize=True, database=None, **SHARED)
     @given(setups())
     def collect(setup: Setup) -> None:
         with Tree(setup) as root:
