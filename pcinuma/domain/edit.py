@@ -12,10 +12,10 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
-from pcinuma.domain.model import Domain, OccupantKind, Original
+from pcinuma.domain.model import Controller, Domain, OccupantKind, Original
 from pcinuma.domain.read import Elements
 from pcinuma.domain.xml import Document, append, child, insert_first, remove, space_before
-from pcinuma.placement.plan_model import NewController, Plan
+from pcinuma.placement.plan_model import Plan
 
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
 _TWO = tuple(f"0x{number:02x}" for number in range(256))
@@ -147,7 +147,7 @@ def _target(controller: etree._Element) -> etree._Element:
     return target
 
 
-def _add_controllers(devices: etree._Element, new: tuple[NewController, ...]) -> None:
+def _add_controllers(devices: etree._Element, new: tuple[Controller, ...]) -> None:
     """Put the controllers behind the last one there is, else in front of all devices; written as text and parsed at once, for speed."""
     last = next(devices.iterchildren("controller", reversed=True), None)
     if last is None and not len(devices):
@@ -161,20 +161,17 @@ def _add_controllers(devices: etree._Element, new: tuple[NewController, ...]) ->
     else:
         placeholder = None
     before = space_before(last)
-    texts = "".join(before + _controller_text(controller, before) for controller in new)
-    fragment = etree.fromstring(f"<devices>{texts}{before}</devices>")
-    closing, last.tail = last.tail, None
-    for element in list(fragment):
-        element.tail = None
-        last.addnext(element)
-        last.tail = before or None
-        last = element
-    last.tail = closing
+    fragment = etree.fromstring(f"<devices>{before.join([_controller_text(controller, before) for controller in new])}</devices>")
+    closing, last.tail = last.tail, before or None
+    elements = list(fragment)
+    position = devices.index(last) + 1
+    devices[position:position] = elements
+    elements[-1].tail = closing
     if placeholder is not None:
         remove(placeholder)
 
 
-def _controller_text(new: NewController, before: str) -> str:
+def _controller_text(new: Controller, before: str) -> str:
     """A controller as libvirt formats one; every value in it is a number or one of libvirt's own words."""
     deeper = before + "  " if before else ""
     attributes = ""

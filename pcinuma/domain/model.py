@@ -49,17 +49,20 @@ class Given(enum.Enum):
 
 
 class Controller(NamedTuple):
-    """A PCI controller. ``address`` is None where libvirt has yet to choose it; ``hotplug`` None where the XML does not say."""
+    """A PCI controller, present or to be added.
+
+    ``address`` is None where libvirt has yet to choose it; ``hotplug`` None where the XML does not say. ``target_index``: of pseries PHBs.
+    """
 
     index: int  # type: ignore[assignment]  # the field's own name, and nobody looks things up in this tuple
     model: str
-    address: Optional[PciAddress]
-    bus_nr: Optional[int]
-    node: Optional[int]
-    chassis: Optional[int]
-    hotplug: Optional[bool]
-    multifunction: bool
-    target_index: Optional[int]
+    address: Optional[PciAddress] = None
+    bus_nr: Optional[int] = None
+    node: Optional[int] = None
+    chassis: Optional[int] = None
+    hotplug: Optional[bool] = None
+    multifunction: bool = False
+    target_index: Optional[int] = None
 
 
 class Passthrough(NamedTuple):

@@ -103,6 +103,22 @@ def read_address(element: Optional[etree._Element], what: str) -> Optional[PciAd
     return address
 
 
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
+
+
+def attribute(name: str, value: str) -> str:
+    """An attribute as text, with a blank before it."""
+    return f" {name}='{value.translate(_ESCAPES)}'"
+
+
+def space_of_next(parent: etree._Element) -> str:
+    """The white space that will stand before the next element that :func:`append` puts into ``parent``."""
+    if len(parent):
+        return _line_before(parent[-1])
+    before = _line_before(parent)
+    return before + "  " if before else _blank(parent.text) or ""
+
+
 def insert_after(sibling: etree._Element, new: etree._Element) -> None:
     """Put ``new`` behind ``sibling``, indented like it."""
     previous, parent = sibling.getprevious(), sibling.getparent()

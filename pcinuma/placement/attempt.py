@@ -103,16 +103,13 @@ class Attempt:
             else:
                 admitted.append(unit)
         moving = {device.address for unit in admitted for device in unit.devices if device.address is not None}
-        by_slot: dict[tuple[int, int], set[PciAddress]] = {}
-        for occupant in self.domain.occupants:
-            by_slot.setdefault(slot_of(occupant.address), set()).add(occupant.address)
-        stuck = set()
-        for slot, addresses in by_slot.items():
-            rest = addresses - moving
-            if rest and rest != addresses and all(address.function for address in rest):
-                stuck.add(slot)
-        for unit in list(admitted):
-            if unit.address is not None and slot_of(unit.address) in stuck:
+        slots = {slot_of(address) for address in moving}
+        staying: dict[tuple[int, int], int] = {}  # the lowest function that stays in each of the slots
+        for address, _, _ in self.domain.occupants:
+            if address not in moving and address[1:3] in slots:
+                staying[address[1:3]] = min(staying.get(address[1:3], 7), address.function)
+        for unit in list(admitted) if any(staying.values()) else ():
+            if unit.address is not None and staying.get(slot_of(unit.address)):
                 self._remark(unit, Reason.SHARED_SLOT)
                 admitted.remove(unit)
         for unit in self.standing.others:
@@ -195,7 +192,7 @@ class Attempt:
     def _check_buses(self) -> None:
         """Whoever added bridges, ours or somebody's: every hierarchy must fit before the next expander's first bus."""
         layout = self.layout
-        numbered = {c.bus_nr: index for index, c in layout.controllers.items() if c.bus_nr is not None and layout.is_expander(c)}
+        numbered = layout.numbers_of_expanders()
         if numbered and layout.main_buses() > min(numbered):
             raise NoRoom(f"the main PCI root needs {layout.main_buses()} bus numbers where {min(numbered)} are free")
         for bus_nr, index in sorted(numbered.items()):
@@ -364,23 +361,18 @@ class Attempt:
 
     def _plan(self) -> Plan:
         layout, standing = self.layout, self.standing
-        new = {controller.index for controller in layout.added}
-        added = tuple(c._replace(multifunction=c.multifunction or c.index in layout.gained) for c in layout.added)
+        new = frozenset(layout.added)
+        seated = {device.source: device for unit in self.units for device in unit.devices if device.source in self.seats}
         originals: list[Original] = []
-        entries = list(standing.originals.values())
-        known = {device.source: device for unit in self.units for device in unit.devices}
-        order = [entry.source for entry in entries if entry.source in self.seats]
-        order += [source for source in self._in_unit_order() if source not in set(order)]
-        for source in order:
+        for source in {**{source: None for source in standing.originals if source in seated}, **seated}:
             entry = standing.originals.get(source)
-            if entry is not None and source in standing.at_home:
-                originals.append(entry)
-            else:
-                originals.append(Original(source, () if source in standing.at_home else known[source].original))
+            if entry is None or source not in standing.at_home:
+                entry = Original(source, () if source in standing.at_home else seated[source].original)
+            originals.append(entry)
         placement = Placement(self.grouping, tuple(sorted(standing.ours | new)), tuple(originals))
         return Plan(
             placement=placement,
-            add=added,
+            add=tuple([layout.controllers[index] for index in layout.added]),
             moves=tuple(self.moves),
             strangers=tuple(self.strangers),
             set_node=tuple(sorted(standing.relabelled.items())),
@@ -390,9 +382,6 @@ class Attempt:
             reasons=self.reasons,
             stepped_down=None,
         )
-
-    def _in_unit_order(self) -> list[str]:
-        return [device.source for unit in self.units for device in unit.devices if device.source in self.seats]
 
 
 def _members(shape: Shape) -> list[Unit]:

@@ -13,7 +13,7 @@ from typing import Iterable, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Controller, Domain, MachineKind
-from pcinuma.placement.plan_model import NewController, NoRoom
+from pcinuma.placement.plan_model import NoRoom
 
 BUSES = 256
 HIGHEST_INDEX = 255
@@ -37,16 +37,17 @@ class Layout:
         self.taken: dict[int, set[int]] = {}
         self._home: dict[int, Optional[int]] = {0: None}
         self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
-        self.added: list[NewController] = []
+        self.added: list[int] = []
         self.gained: set[int] = set()
         self._freed = sorted(freed)
         self._highest = max(self.controllers, default=0)
         present = sum(1 for index in self.controllers if index > 0)
         self._gaps = 0 if self.machine is MachineKind.PHB else self._highest - present - len(self._freed)
-        self._chassis = {c.chassis for c in self.controllers.values() if c.chassis is not None}
-        self._chassis |= {c.index for c in self.controllers.values() if c.chassis is None}
-        for index in sorted(self.controllers):
-            controller = self.controllers[index]
+        self._chassis: set[Optional[int]] = {c.index if c.chassis is None else c.chassis for c in self.controllers.values()}
+        self._expanders: list[int] = []
+        for index, controller in sorted(self.controllers.items()):
+            if self.is_expander(controller):
+                self._expanders.append(index)
             if index > 0 and not self._is_phb(controller):
                 self._attach(index, controller.address.bus if controller.address else 0)
         for occupant in domain.occupants:
@@ -85,8 +86,8 @@ class Layout:
 
     def main_buses(self) -> int:
         """How many bus numbers the main hierarchy needs, root bus and the ports that libvirt puts into index gaps included."""
-        bridges = sum(1 for index in self.controllers if index > 0 and self.expander_of(index) is None)
-        return 1 + bridges + max(0, self._gaps) + self._to_come
+        elsewhere = sum(1 + self.bridges_below(index) for index in self._expanders if not self._is_nested(index))
+        return len(self.controllers) + (0 not in self.controllers) - elsewhere + max(0, self._gaps) + self._to_come
 
     def main_hotplug(self) -> int:
         """How many bridges of the main hierarchy may take a device later, those that libvirt puts into index gaps included."""
@@ -100,8 +101,13 @@ class Layout:
         first = self.controllers[expander].bus_nr
         if first is None:
             return HIGHEST_INDEX  # a new one: bus numbers are dealt out at the end
-        higher = [c.bus_nr for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None and c.bus_nr > first]
+        higher = [bus_nr for bus_nr in self.numbers_of_expanders() if bus_nr > first]
         return min(higher, default=BUSES) - first - 1 - self.bridges_below(expander)
+
+    def numbers_of_expanders(self) -> dict[int, int]:
+        """Bus number -> index of each expander that has its number."""
+        numbered = [(self.controllers[index].bus_nr, index) for index in self._expanders]
+        return {bus_nr: index for bus_nr, index in numbered if bus_nr is not None}
 
     # What is added.
 
@@ -120,9 +126,9 @@ class Layout:
             free = next((i for i in range(1, HIGHEST_PHB + 1) if i not in used), None)
             if free is None:
                 raise NoRoom("all PCI host bridges of the machine are used")
-            return self._add(NewController(self._next_index(0), "pci-root", None, node=cell, target_index=free))
+            return self._add(Controller(self._next_index(0), "pci-root", node=cell, target_index=free))
         slot = self._main_slot()
-        return self._add(NewController(self._next_index(0), self.machine.value, slot, node=cell, multifunction=False))
+        return self._add(Controller(self._next_index(0), self.machine.value, slot, node=cell))
 
     def add_port(self, parent: int, *, dense: bool = False, hotplug: Optional[bool] = False) -> int:
         """A root port on an expander, or a downstream port on an upstream port, behind the last one there.
@@ -138,7 +144,7 @@ class Layout:
         """An upstream port of a switch, plugged into a root port or downstream port."""
         if self.room_below(self.expander_of(port) or 0) < 1:
             raise NoRoom("no bus number is left below the expander")
-        return self._add(NewController(self._next_index(port), "pcie-switch-upstream-port", PciAddress(0, port, 0, 0)))
+        return self._add(Controller(self._next_index(port), "pcie-switch-upstream-port", PciAddress(0, port, 0, 0)))
 
     def add_main_ports(self, count: int) -> list[int]:
         """``count`` hot-pluggable root ports on the main root, eight to a slot, behind the ports that are there."""
@@ -149,7 +155,7 @@ class Layout:
                 slot = self._free_main_slot(from_slot=self._last_main_bridge() + 1 if slot < 0 else slot + 1)
             multifunction = position % 8 == 0 and count - position > 1
             address = PciAddress(0, 0, slot, position % 8)
-            ports.append(self._add(NewController(self._next_index(0), "pcie-root-port", address, multifunction)))
+            ports.append(self._add(Controller(self._next_index(0), "pcie-root-port", address, multifunction=multifunction)))
         return ports
 
     def require_main_slots(self, count: int) -> None:
@@ -188,64 +194,60 @@ class Layout:
         """Give every new expander its bus number: together, as high as they go, with up to four ports' reserve each."""
         if self.machine is MachineKind.PHB:
             return
-        new = [c for c in self.added if self.is_expander(self.controllers[c.index])]
+        new = sorted(set(self._expanders).intersection(self.added), key=self.added.index)
         if not new:
             return
-        numbered = [c.bus_nr for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None]
-        widths = {c.index: 2 if self.machine is MachineKind.PCI else 1 + self.bridges_below(c.index) for c in new}
-        ceiling, floor = min(numbered, default=BUSES), self.main_buses()
+        widths = {index: self._width(index) for index in new}
+        ceiling, floor = min(self.numbers_of_expanders(), default=BUSES), self.main_buses()
         for reserve in (0,) if self.machine is MachineKind.PCI else (4, 3, 2, 1, 0):
             wide = {index: width + reserve for index, width in widths.items()}
             if sum(wide.values()) <= ceiling - floor:
-                for controller in reversed(new):
-                    ceiling -= wide[controller.index]
-                    self._set_bus_nr(controller.index, ceiling)
+                for index in reversed(new):
+                    ceiling -= wide[index]
+                    self._set_bus_nr(index, ceiling)
                 return
             if self._fits_in_gaps(new, wide, floor):
                 return
         raise NoRoom(f"{floor + sum(widths.values())} bus numbers are needed where {ceiling} are free")
 
-    def _fits_in_gaps(self, new: list[NewController], widths: dict[int, int], floor: int) -> bool:
+    def _fits_in_gaps(self, new: list[int], widths: dict[int, int], floor: int) -> bool:
         """Deal out numbers behind what other expanders really use, for where the space below the lowest one is too small."""
         chosen: dict[int, int] = {}
-        used = {c.bus_nr: c.bus_nr + self._width(c) for c in self.controllers.values() if self.is_expander(c) and c.bus_nr is not None}
-        for controller in new:
+        used = {bus_nr: bus_nr + self._width(index) for bus_nr, index in self.numbers_of_expanders().items()}
+        for index in new:
             starts = sorted(used)
             gaps = [(floor, starts[0] if starts else BUSES)]
             gaps += [(used[start], starts[i + 1] if i + 1 < len(starts) else BUSES) for i, start in enumerate(starts)]
-            width = widths[controller.index]
+            width = widths[index]
             fitting = [gap for gap in gaps if gap[1] - gap[0] >= width]
             if not fitting:
                 return False
             start = max(fitting, key=lambda gap: gap[1] - gap[0])[1] - width
-            chosen[controller.index] = start
+            chosen[index] = start
             used[start] = start + width
         for index, bus_nr in chosen.items():
             self._set_bus_nr(index, bus_nr)
         return True
 
-    def _width(self, controller: Controller) -> int:
-        return (2 if controller.model == "pci-expander-bus" else 1) + self.bridges_below(controller.index)
+    def _width(self, expander: int) -> int:
+        return (2 if self.machine is MachineKind.PCI else 1) + self.bridges_below(expander)
 
     def _set_bus_nr(self, index: int, bus_nr: int) -> None:
         self.controllers[index] = self.controllers[index]._replace(bus_nr=bus_nr)
-        position = next(i for i, c in enumerate(self.added) if c.index == index)
-        self.added[position] = self.added[position]._replace(bus_nr=bus_nr)
 
     # Details.
 
-    def _add(self, new: NewController) -> int:
+    def _add(self, new: Controller) -> int:
         if new.model in ("pcie-root-port", "pcie-switch-downstream-port") and new.index in self._chassis:
             free = next((n for n in range(HIGHEST_INDEX, 0, -1) if n not in self._chassis), None)
             if free is None:
                 raise NoRoom("all chassis numbers are used")
             new = new._replace(chassis=free)
         self._chassis.add(new.chassis if new.chassis is not None else new.index)
-        self.added.append(new)
-        controller = Controller(
-            new.index, new.model, new.address, new.bus_nr, new.node, new.chassis, new.hotplug, new.multifunction, new.target_index
-        )
-        self.controllers[new.index] = controller
+        self.added.append(new.index)
+        self.controllers[new.index] = new
+        if new.node is not None:
+            self._expanders.append(new.index)
         self._home.pop(new.index, None)
         if new.address is not None:
             self._attach(new.index, new.address.bus)
@@ -269,7 +271,7 @@ class Layout:
         if devfn & 7 and not self._gain_multifunction(parent, devfn):
             raise NoRoom("all slots of the bus are used")
         address = PciAddress(0, parent, devfn >> 3, devfn & 7)
-        return self._add(NewController(self._next_index(parent), model, address, hotplug=hotplug))
+        return self._add(Controller(self._next_index(parent), model, address, hotplug=hotplug))
 
     def _gain_multifunction(self, parent: int, devfn: int) -> bool:
         """Make function 0 of a slot say that there are more; False where function 0 is no port of this bus."""
@@ -280,6 +282,11 @@ class Layout:
                     self.gained.add(child)
                 return True
         return False
+
+    def _is_nested(self, expander: int) -> bool:
+        """Whether it sits below another expander, or below itself."""
+        address = self.controllers[expander].address
+        return address is not None and address.bus != 0 and self.expander_of(address.bus) is not None
 
     def _attach(self, index: int, parent: int) -> None:
         self.children.setdefault(parent, []).append(index)
@@ -310,8 +317,8 @@ class Layout:
         try:
             return PciAddress(0, 0, self._free_main_slot(from_slot=0x10), 0)
         except NoRoom:
-            for new in self.added:
-                if new.address is not None and new.address.bus == 0 and self.is_expander(self.controllers[new.index]):
+            for new in map(self.controllers.__getitem__, self.added):
+                if new.address is not None and new.address.bus == 0 and self.is_expander(new):
                     used = self.taken[0]
                     base = new.address.slot << 3
                     free = next((base | f for f in range(1, 8) if (base | f) not in used), None)

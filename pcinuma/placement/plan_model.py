@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Placement
+from pcinuma.domain.model import Controller, Placement
 from pcinuma.errors import PcinumaError
 from pcinuma.placement.reason import Reason
 
@@ -30,20 +30,6 @@ class Verdict(NamedTuple):
     reason: Optional[Reason]
 
 
-class NewController(NamedTuple):
-    """A PCI controller to add. ``hotplug``: False writes ``hotplug='off'``; None says nothing. ``target_index``: pseries PHBs only."""
-
-    index: int  # type: ignore[assignment]  # the field's own name, and nobody looks things up in this tuple
-    model: str
-    address: Optional[PciAddress]
-    multifunction: bool = False
-    bus_nr: Optional[int] = None
-    node: Optional[int] = None
-    hotplug: Optional[bool] = None
-    chassis: Optional[int] = None
-    target_index: Optional[int] = None
-
-
 class Move(NamedTuple):
     """A new guest address for the device ``source``; None takes the address away and leaves the choice to libvirt."""
 
@@ -63,7 +49,7 @@ class Plan:
     """
 
     placement: Placement
-    add: tuple[NewController, ...]
+    add: tuple[Controller, ...]
     moves: tuple[Move, ...]
     strangers: tuple[tuple[PciAddress, PciAddress], ...]
     set_node: tuple[tuple[int, int], ...]
