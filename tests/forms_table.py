@@ -34,6 +34,8 @@ FORMS = {
     "mdev": ("`hostdev type='mdev'`", [BOOTED]),
     "nvme-disk": ("`disk type='nvme'` on virtio", [BOOTED]),
     "vdpa": ("vDPA interfaces, and disks on virtio", [BOOTED, "unit/test_placement_forms.py"]),
+    "block-disk": ("with `near-backing`: `disk type='block'` on virtio", [BOOTED, "unit/test_placement_backing.py"]),
+    "direct-interface": ("with `near-backing`: `interface type='direct'`, model virtio", [BOOTED, "unit/test_placement_backing.py"]),
 }
 MACHINES = {
     "q35": ("q35", "`pcie-expander-bus`, root ports, switches", ["guest/test_placed_guests.py", "libvirt/test_machine_types.py"]),
@@ -121,6 +123,8 @@ def table() -> str:
         more = ", ".join(map(proof, proofs))
         lines.append(f"| {form} | {where} | {row.placed} | {', '.join(row.reasons)} | {goldens} | {more} |")
     lines += [
+        "",
+        "The last two are emulated devices that follow the PCI device behind them: see `near-backing` in pcinuma.conf(5); off by default.",
         "",
         "A domain that hands devices or buses to QEMU by `<qemu:commandline>` is left alone (`qemu-commandline`), and so is one whose",
         "devices sit on expanders that somebody else made (`foreign-expander`) or whose IOMMU is for the main root only (`iommu-bus`).",

@@ -42,6 +42,7 @@ class Endpoint(enum.Enum):
     NVME = "nvme", 0x1B36, 0x0010
     GPU = "ivshmem-plain", 0x1AF4, 0x1110
     OTHER = "virtio-net-pci", 0x1AF4, 0x1041
+    DISK = "virtio-blk-pci", 0x1AF4, 0x1042
     TINY = "pvpanic-pci", 0x1B36, 0x0011
 
     def __new__(cls, model: str, vendor: int, device: int) -> Endpoint:
@@ -64,6 +65,9 @@ def kinds_of(layout: Layout, root: Path) -> dict[str, Endpoint]:
     kinds = {}
     for device in layout.passthrough:
         assert device.source is not None
+        if device.name == "disk" and device.host is None:
+            kinds[device.source] = Endpoint.DISK
+            continue
         file = root / "sys/bus/pci/devices" / str(device.host) / "class"
         kinds[device.source] = Endpoint.of_class(int(file.read_text(), 16)) if device.host and file.is_file() else Endpoint.OTHER
     return kinds
@@ -168,6 +172,9 @@ def _endpoint(device: Device, kind: Optional[Endpoint], number: int, machine: st
     if kind is Endpoint.NVME:
         drive = f"driver=null-co,node-name=drive{number},size=1048576,read-zeroes=on"
         return ["-blockdev", drive, "-device", f"nvme,serial=lab{number},drive=drive{number},{where}"]
+    if kind is Endpoint.DISK:
+        drive = f"driver=null-co,node-name=drive{number},size=1048576,read-zeroes=on"
+        return ["-blockdev", drive, "-device", f"virtio-blk-pci,drive=drive{number},{where}"]
     if kind is Endpoint.GPU:
         memory = f"memory-backend-ram,id=bar{number},size={gpu_bar_mib}M,share=on,reserve=off"
         return ["-object", memory, "-device", f"ivshmem-plain,memdev=bar{number},{where}"]

@@ -39,7 +39,8 @@ class Controller:
 
 @dataclass(frozen=True)
 class Device:
-    """A device that has a guest PCI address. ``source`` names a passthrough device as pcinuma's report does; None for all others."""
+    """A device that has a guest PCI address. ``source`` names a passthrough device, and an emulated one with a host device behind it, as
+    pcinuma's report does; None for all others."""
 
     name: str
     source: Optional[str]
@@ -178,4 +179,7 @@ def _device(element: etree._Element) -> Optional[Device]:
         label = source.get("dev")
     elif name == "disk" and element.get("type") == "nvme" and source is not None:
         label = f"{host}#{source.get('namespace', '1')}"
+    elif source is not None and (name, element.get("type")) in (("disk", "block"), ("interface", "direct")):
+        named = element.find("target") if name == "disk" else element.find("mac")
+        label = f"{'' if named is None else named.get('dev') or named.get('address')}@{source.get('dev')}"
     return Device(name, label, host if label else None, address, _multifunction(element))

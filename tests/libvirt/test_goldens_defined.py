@@ -100,4 +100,5 @@ def test_nothing_but_passthrough_devices_lands_on_our_ports(
         address = device.find("address[@type='pci']")
         if device.tag != "controller" and address is not None and int(address.get("bus", ""), 16) in below:
             kind = (device.tag, device.get("type"))
-            assert kind in {("hostdev", "pci"), ("hostdev", "mdev"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme")}
+            passed = {("hostdev", "pci"), ("hostdev", "mdev"), ("interface", "hostdev"), ("interface", "vdpa"), ("disk", "nvme")}
+            assert kind in passed | {("disk", "block"), ("interface", "direct")}
