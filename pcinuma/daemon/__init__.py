@@ -8,6 +8,7 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     service           the methods of the interface
     boot              the hook's question: is what is about to boot placed as the host is now?
     hotplug           a guest address for a device that is about to be plugged in
+    glance            who a domain is, without parsing all of it
     standing          what an XML is, as opposed to what it should become
     reconciler        which domain is looked at when, one thing at a time for each domain
     inventory         the domains that libvirt has, and what is remembered of each

@@ -12,11 +12,9 @@ from typing import Callable, Optional
 
 from pcinuma import engine
 from pcinuma.address import PciAddress
+from pcinuma.daemon.glance import glance, mentions_us
 from pcinuma.daemon.standing import all_stand, as_it_is, parse, strangers, with_standing
-from pcinuma.domain import metadata
-from pcinuma.domain.xml import Document
 from pcinuma.engine import Request, Result
-from pcinuma.errors import DomainError
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
@@ -42,7 +40,10 @@ class Boot:
 
     def standing(self) -> tuple[Result, frozenset[PciAddress]]:
         """The report on the XML as it is, and the strangers on our ports that the guest runs with from now on."""
-        domain, wished = parse(self.xml), self.wished
+        wished = self.wished
+        if self.allowed and wished.xml == self.xml and not mentions_us(self.xml):
+            return wished, frozenset()
+        domain = parse(self.xml)
         if not self.allowed:
             result = as_it_is(domain, self.xml, wished, Reason.NOT_ENABLED, f"pcinuma enable {self.name}")
         elif wished.xml == self.xml:
@@ -66,12 +67,7 @@ def judge(
     is_persistent: Callable[[Optional[str]], bool],
 ) -> Boot:
     """Judge the XML of a domain that is about to boot. Raises UnusableInput."""
-    root = Document(xml).root
-    name, uuid = (root.findtext("name") or "").strip(), (root.findtext("uuid") or "").strip() or None
-    try:
-        owner = metadata.read(root).policy
-    except DomainError:
-        owner = None  # the engine says what is wrong with it
+    name, uuid, owner = glance(xml)
     request = request_for(uuid)
     wished = engine.place(xml, request)
     boot = Boot(xml, name, uuid, owner or request.settings.policy, allows(uuid, owner), wished)

@@ -6,17 +6,24 @@ the work starts over from theirs. Between that second read and libvirt's define 
 who defines within it is seen by the event, and who *undefines* within it gets his way in the end (see the reconciler). Never
 defined: a domain that is not persistent, or one with a managed-save image. A running guest's live definition is never touched:
 what is defined here counts from its next start.
+
+Somebody may start a domain right after he defined it, so what lies between the event and the define is kept short: the first two
+questions may have been asked already when the work begins (:class:`Ahead`), and the XML is not parsed but for the engine where
+nobody's wishes are in it.
 """
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import Executor, Future
 from dataclasses import dataclass, replace
-from typing import Callable, Optional
+from typing import Callable, NamedTuple, Optional
 
 import libvirt
 
 from pcinuma import engine
 from pcinuma.address import PciAddress
+from pcinuma.daemon.glance import mentions_us
 from pcinuma.daemon.log import log
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
@@ -26,6 +33,8 @@ from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
 TRIES = 4
+FRESH = 0.1
+"""Seconds for which an answer that was asked for ahead counts."""
 LATER = "try again when that program is done"
 TRANSIENT = "the domain is transient: it has no definition to change"
 
@@ -53,6 +62,29 @@ class Change:
     result: Result
     owner: Optional[Policy]
     name: str
+
+
+class Ahead(NamedTuple):
+    """Questions about a domain that libvirt is answering: its inactive definition, and whether it has a managed-save image."""
+
+    definition: Future[bytes]
+    saved: Future[bool]
+    asked: float
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the answers may still be used: nobody starts a guest and saves it in that time."""
+        return time.monotonic() - self.asked < FRESH
+
+
+def ask_ahead(domain: libvirt.virDomain, executor: Executor) -> Ahead:
+    """Put the questions now, so that the answers are there when the work begins."""
+    return Ahead(executor.submit(read, domain), executor.submit(has_managed_save, domain), time.monotonic())
+
+
+def has_managed_save(domain: libvirt.virDomain) -> bool:
+    """Whether the domain has a managed-save image."""
+    return bool(domain.hasManagedSaveImage(0))
 
 
 def look_up(connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
@@ -87,29 +119,32 @@ def read(domain: libvirt.virDomain) -> bytes:
     return xml.encode()
 
 
-def place(domain: libvirt.virDomain, job: Job, pools: Pools) -> Change:
+def place(domain: libvirt.virDomain, job: Job, pools: Pools, ahead: Optional[Ahead] = None) -> Change:
     """Place the inactive definition; only what changed is defined. Raises libvirtError, and LibvirtError if it keeps changing."""
     for _ in range(TRIES):
-        change = _attempt(domain, job, pools)
+        change = _attempt(domain, job, pools, ahead if ahead is not None and ahead.fresh else None)
         if change is not None:
             return change
+        ahead = None
     raise LibvirtError(Reason.CONTENDED.sentence, subject=domain.name(), hint=LATER)
 
 
-def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools) -> Optional[Change]:
+def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools, ahead: Optional[Ahead]) -> Optional[Change]:
     """Place the definition as it is at the moment; None if somebody else changed it meanwhile."""
     name: str = domain.name()
-    before = read(domain)
-    known = parse(before)
+    before = ahead.definition.result() if ahead else read(domain)
+    owner: Optional[Policy] = None
     ran_with = job.request.ran_with
-    if strangers(known) - ran_with:
-        ran_with = ran_with | _running_strangers(domain)
+    if mentions_us(before):
+        known = parse(before)
+        owner = known.policy
+        if strangers(known) - ran_with:
+            ran_with = ran_with | _running_strangers(domain)
     request = replace(job.request, pools=pools.resolve(domain.connect(), before), ran_with=ran_with)
     result = engine.place(before, request)
-    owner = known.policy
 
     def left_alone(reason: Reason, hint: Optional[str] = None) -> Change:
-        return Change(False, before, before, as_it_is(known, before, result, reason, hint), owner, name)
+        return Change(False, before, before, as_it_is(parse(before), before, result, reason, hint), owner, name)
 
     if not job.dry_run and not job.allows(owner):
         return left_alone(Reason.NOT_ENABLED, f"pcinuma enable {name}")
@@ -118,20 +153,20 @@ def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools) -> Optional[Chan
     if result.xml == before:
         return Change(False, before, before, result, owner, name)
     if domain.ID() != -1 and not domain.isPersistent():  # one that was not running is persistent, and the call would cost the race
-        standing = replace(with_standing(known, before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
+        standing = replace(with_standing(parse(before), before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
         return Change(False, before, before, standing, owner, name)
-    if domain.hasManagedSaveImage(0):
+    if ahead.saved.result() if ahead and domain.ID() == -1 else has_managed_save(domain):
         return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
     if job.dry_run:
         return Change(True, before, result.xml, result, owner, name)
     if not job.may_define():
         return left_alone(Reason.CONTENDED)
-    after = _define(domain, before, result.xml)
-    if after is None:
+    defined = _define(domain, before, result.xml)
+    if defined is None:
         return None
-    if domain.isActive():
+    if defined.running:
         result = replace(result, reason=Reason.RUNNING, message=Reason.RUNNING.sentence)
-    return Change(True, before, after, result, owner, name)
+    return Change(True, before, defined.xml, result, owner, name)
 
 
 def revert(domain: libvirt.virDomain, *, dry_run: bool) -> Change:
@@ -147,9 +182,9 @@ def revert(domain: libvirt.virDomain, *, dry_run: bool) -> Change:
             return Change(True, before, result.xml, result, known.policy, name)
         if domain.hasManagedSaveImage(0):
             raise LibvirtError(Reason.MANAGED_SAVE.sentence, subject=name, hint=managed_save_hint(name))
-        after = _define(domain, before, result.xml)
-        if after is not None:
-            return Change(True, before, after, result, known.policy, name)
+        defined = _define(domain, before, result.xml)
+        if defined is not None:
+            return Change(True, before, defined.xml, result, known.policy, name)
     raise LibvirtError(Reason.CONTENDED.sentence, subject=name, hint=LATER)
 
 
@@ -161,12 +196,19 @@ def undefine(domain: libvirt.virDomain, defined: bytes) -> bool:
     return True
 
 
-def _define(domain: libvirt.virDomain, before: bytes, new: bytes) -> Optional[bytes]:
-    """Replace the definition ``before`` by ``new``; return what libvirt made of it, or None if ``before`` is there no more."""
+class _Defined(NamedTuple):
+    """``xml``: what libvirt made of a definition; ``running``: whether the guest ran at that moment."""
+
+    xml: bytes
+    running: bool
+
+
+def _define(domain: libvirt.virDomain, before: bytes, new: bytes) -> Optional[_Defined]:
+    """Replace the definition ``before`` by ``new``; None if ``before`` is there no more."""
     if read(domain) != before:
         return None
-    domain.connect().defineXMLFlags(new.decode(), 0)
-    return read(domain)
+    defined = domain.connect().defineXMLFlags(new.decode(), 0)
+    return _Defined(read(domain), defined.ID() != -1)
 
 
 def _running_strangers(domain: libvirt.virDomain) -> frozenset[PciAddress]:

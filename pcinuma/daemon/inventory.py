@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import math
 from dataclasses import dataclass, field
 from typing import Optional
 
 import libvirt
 
 from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.definition import Ahead
 from pcinuma.settings import Policy
+
+NOT_SETTLED = b"", -math.inf
 
 
 @dataclass
@@ -18,6 +23,8 @@ class Known:
 
     ``state``: as ``virsh domstate`` says it. ``starting``: set while its start is under way, by the hook's word. ``owner``: the
     policy in its own metadata. ``absent``: whether it waits for a device. ``defined``: when libvirt last said that it was.
+    ``ahead``: what libvirt was asked at that moment. ``echoes``: definitions of our own that libvirt has yet to tell of.
+    ``settled``: the definition that the last look found right (:func:`fingerprint`), and when that was.
     """
 
     domain: libvirt.virDomain
@@ -27,6 +34,14 @@ class Known:
     owner: Optional[Policy] = None
     absent: bool = False
     defined: float = 0.0
+    ahead: Optional[Ahead] = None
+    echoes: int = 0
+    settled: tuple[bytes, float] = NOT_SETTLED
+
+
+def fingerprint(definition: bytes) -> bytes:
+    """Stands for a definition that is not worth keeping."""
+    return hashlib.sha256(definition).digest()
 
 
 _STATES = {

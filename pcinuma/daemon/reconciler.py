@@ -3,8 +3,12 @@
 A domain is looked at when libvirt says that it was defined or has stopped, when libvirt wrote its definition without saying so,
 when a node device or network that it waits for may have come, at the start and after a reconnect (all of them), after a change
 of the configuration, and when a person asks. One thing at a time for each domain (:meth:`Reconciler.alone`); several domains at
-once, those with an event before those of a sweep. Looking at a domain that is right changes nothing, so the event of our own
-definition needs no special care.
+once, those with an event before those of a sweep. Looking at a domain that is right changes nothing, so our own definition needs
+no special care for its own sake. But other domains may be in a hurry, so where most likely nothing is to be done (our own
+definition, a domain that stopped), that look comes later, and only if the definition is not what another look has found right
+meanwhile (:meth:`Reconciler.check`).
+
+A start in the same breath as the define (:meth:`Reconciler.prepare`, for the proxy) joins the look that the define has caused.
 
 While a domain starts, libvirt holds it locked and every call about it would block a thread. The hook tells when a start begins;
 looks at that domain wait until libvirt says that it runs, or for a while if it never does.
@@ -19,10 +23,10 @@ import asyncio
 import itertools
 import time
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Optional, TypeVar
+from typing import Any, AsyncIterator, Callable, Iterator, Optional, TypeVar
 from weakref import WeakValueDictionary
 
 import libvirt
@@ -30,9 +34,9 @@ import libvirt
 from pcinuma.daemon import definition
 from pcinuma.daemon.contention import Contention
 from pcinuma.daemon.decisions import Decisions
-from pcinuma.daemon.definition import Change, Job
+from pcinuma.daemon.definition import Ahead, Change, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
-from pcinuma.daemon.inventory import STATE_AFTER, Known, list_domains
+from pcinuma.daemon.inventory import NOT_SETTLED, STATE_AFTER, Known, fingerprint, list_domains
 from pcinuma.daemon.link import DomainEvent
 from pcinuma.daemon.log import log
 from pcinuma.daemon.permission import allowed
@@ -50,6 +54,10 @@ NOW, SOMETIME = 0, 1
 HOST_SETTLES = 0.5
 """Seconds in which node-device events gather: a physical function that makes its virtual ones sends one event each."""
 EVENT_TAKES = 0.03
+LATER = 1.0
+"""Seconds until a domain is looked at where most likely nothing is to be done: who defines and starts in one go is through by then."""
+SETTLED = 10.0
+"""Seconds for which a definition that a look found right counts as that."""
 START_TAKES = 15.0
 REFUSAL_TAKES = 1.0
 _WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
@@ -73,6 +81,9 @@ class Reconciler:
         self._order = itertools.count()
         self._wanted: set[str] = set()
         self._busy: set[str] = set()
+        self._flights: dict[str, asyncio.Future[Optional[Change]]] = {}  # looks that the reconciler has under way
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._heard: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._host_changed: Optional[asyncio.TimerHandle] = None
         self._resurrections = Resurrections()
@@ -127,16 +138,34 @@ class Reconciler:
         known.state = STATE_AFTER.get(event.event, known.state)
         if event.event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
             known.defined = time.monotonic()
+            known.ahead = event.ahead
             self._files.watch()
-            self.want(uuid)
+            if uuid in self._heard:
+                self._heard[uuid] += 1  # whose it is will be seen
+            elif known.echoes:
+                known.echoes -= 1
+                self.check_later(uuid)
+            else:
+                self.want(uuid)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._started(uuid)
-            self.want(uuid)
+            if self._decided(uuid, Reason.RUNNING):
+                self.want(uuid)  # not any more
+            else:
+                self.check_later(uuid)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STARTED:
             self._started(uuid)
-            decision = self.decisions.of(uuid)
-            if decision is not None and decision.reason == Reason.MANAGED_SAVE.value:
+            if self._decided(uuid, Reason.MANAGED_SAVE):
                 self.want(uuid)  # the saved state is used up
+
+    def _decided(self, uuid: str, reason: Reason) -> bool:
+        decision = self.decisions.of(uuid)
+        return decision is not None and decision.reason == reason.value
+
+    def defined(self, domain: libvirt.virDomain) -> Optional[Ahead]:
+        """A definition has just arrived (called in libvirt's thread): if nothing else is to be done, the questions about it are asked at
+        once. A crowd gains nothing by that."""
+        return None if self._busy or self._wanted or self._heard else definition.ask_ahead(domain, self._executor)
 
     def _definition_written(self, name: Optional[str]) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
@@ -146,7 +175,7 @@ class Reconciler:
     def _look_without_event(self, name: Optional[str], written: float) -> None:
         for uuid, known in self.known.items():
             if name in (None, known.domain.name()) and known.defined < written:
-                self.want(uuid)
+                self.check(uuid)
 
     def nodes_changed(self) -> None:
         """Host devices came or went."""
@@ -184,6 +213,29 @@ class Reconciler:
         if uuid not in self._busy and (known is None or known.starting is None):
             self._queue.put_nowait((priority, next(self._order), uuid))
 
+    def check_later(self, uuid: str) -> None:
+        """:meth:`check` when nobody is in a hurry any more."""
+        asyncio.get_running_loop().call_later(LATER, self.check, uuid)
+
+    def check(self, uuid: str) -> None:
+        """Look at a domain unless its definition is one that a look has found right."""
+        known = self.known.get(uuid)
+        if known is None or uuid in self._wanted or uuid in self._checks:
+            return
+        if known.starting is not None or time.monotonic() - known.settled[1] > SETTLED:
+            self.want(uuid, SOMETIME)
+            return
+        task = self._checks[uuid] = asyncio.get_running_loop().create_task(self._check(uuid, known))
+        task.add_done_callback(lambda _: self._checks.pop(uuid))
+
+    async def _check(self, uuid: str, known: Known) -> None:
+        try:
+            same = fingerprint(await self._in_thread(definition.read, known.domain)) == known.settled[0]
+        except libvirt.libvirtError:
+            same = False  # a look knows what to do about it
+        if not same and self.known.get(uuid) is known:
+            self.want(uuid)
+
     async def run(self) -> None:
         """Look at what is wanted, until cancelled."""
         await asyncio.gather(*(self._worker() for _ in range(WORKERS)))
@@ -207,8 +259,12 @@ class Reconciler:
     async def _look(self, uuid: str, known: Known) -> None:
         if known.contention.remaining():
             return  # what began the pause also set a timer for its end
+        ahead, known.ahead = known.ahead, None
+        flight = self._flights[uuid] = asyncio.get_running_loop().create_future()
         try:
-            change = await self.place(known.domain, by="reconciler", may_define=known.contention.may_define)
+            change = await self.place(
+                known.domain, by="reconciler", may_define=known.contention.may_define, ahead=ahead, landed=flight.set_result
+            )
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 if self.known.get(uuid) is known:  # else it was defined again meanwhile, and that one is to be looked at
@@ -225,6 +281,10 @@ class Reconciler:
                 known.contention.defined()
             elif change.result.reason is Reason.CONTENDED:
                 asyncio.get_running_loop().call_later(known.contention.remaining() + 0.1, self.want, uuid)
+        finally:
+            del self._flights[uuid]
+            if not flight.done():
+                flight.set_result(None)
 
     def _failed(self, uuid: str, known: Known, message: str) -> None:
         self.decisions.failed(uuid, known.domain.name(), message, self.settings.policy, by="reconciler")
@@ -269,8 +329,13 @@ class Reconciler:
         replan: bool = False,
         dry_run: bool = False,
         may_define: Callable[[], bool] = lambda: True,
+        ahead: Optional[Ahead] = None,
+        landed: Callable[[Change], None] = lambda change: None,
     ) -> Change:
-        """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError."""
+        """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError.
+
+        ``landed`` is called before it is recorded.
+        """
         uuid = domain.UUIDString()
         async with self.alone(uuid):
             job = Job(
@@ -280,13 +345,58 @@ class Reconciler:
                 dry_run=dry_run,
             )
             began = time.monotonic()
-            with self._resurrections.watching(uuid) as check_later:
-                change = await self._in_thread(definition.place, domain, job, self._pools)
+            with self._listening(uuid) as defined, self._resurrections.watching(uuid) as check_later:
+                change = await self._in_thread(definition.place, domain, job, self._pools, ahead)
+                landed(change)
                 if change.changed and not dry_run:
+                    defined()
                     check_later(lambda: self._undefine(domain, uuid, change.after))
             if not dry_run:
-                self._record(uuid, change, by, began)
+                asyncio.get_running_loop().call_soon(self._record, uuid, change, by, began)  # after whoever waited goes on
             return change
+
+    async def prepare(self, domain: libvirt.virDomain, *, by: str) -> Change:
+        """Place a definition that is about to be started. Raises libvirtError and PcinumaError.
+
+        A look that is under way is waited for, and is enough if the definition is still what it left.
+        """
+        uuid = domain.UUIDString()
+        flight = self._flights.get(uuid)
+        if flight is not None:
+            change = await asyncio.shield(flight)
+            if change is not None and await self._in_thread(definition.read, domain) == change.after:
+                return change
+        self._wanted.discard(uuid)  # this look is that look
+        try:
+            return await self.place(domain, by=by)
+        except BaseException:
+            self.want(uuid)
+            raise
+
+    @contextmanager
+    def _listening(self, uuid: str) -> Iterator[Callable[[], None]]:
+        """While a domain is being placed: which of the definitions that libvirt tells of is our own. Call what this gives if there is one.
+
+        Events do not say who caused them, but each definition causes one; the domain is looked at as soon as there is one more.
+        """
+        self._heard[uuid] = 0
+        ours = 0
+
+        def defined() -> None:
+            nonlocal ours
+            ours = 1
+
+        try:
+            yield defined
+        finally:
+            heard, known = self._heard.pop(uuid), self.known.get(uuid)
+            if ours and known is not None:
+                if heard:
+                    self.check_later(uuid)
+                else:
+                    known.echoes += 1
+            if heard > ours and known is not None:
+                self.want(uuid)
 
     async def revert(self, domain: libvirt.virDomain, *, dry_run: bool, by: str) -> Change:
         """Take the placement out of a definition, alone with it. Raises libvirtError and PcinumaError."""
@@ -308,6 +418,8 @@ class Reconciler:
         known = self.known.get(uuid)
         if known is not None:
             known.owner = change.owner
+            # What libvirt made of a definition of ours may hold somebody's change of the moment after.
+            known.settled = NOT_SETTLED if change.changed else (fingerprint(change.after), time.monotonic())
             known.absent = any(device.reason in _WAITING for device in change.result.devices)
         policy = change.owner or self.settings.policy
         self.decisions.record(uuid, change.name, change.result, policy, by=by, began=began, changed=change.changed)

@@ -19,6 +19,7 @@ from pcinuma.daemon import boot, definition, hotplug
 from pcinuma.daemon.client import INTERFACE
 from pcinuma.daemon.decisions import now
 from pcinuma.daemon.definition import Change
+from pcinuma.daemon.glance import glance
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.log import log
 from pcinuma.daemon.pools import Pools
@@ -107,17 +108,17 @@ class Service:
         began = time.monotonic()
 
         def work() -> tuple[engine.Result, Optional[str], str]:
-            domain = parse(xml)
+            name, uuid, owner = glance(xml)
             pools = self._pools.known(xml)
             if caller != "hook" and self._link.ready:
                 pools = self._pools.resolve(self._link.connection(), xml)
-            request = replace(self._reconciler.request(domain.uuid), policy=policy, group_by=group_by, pools=pools)
+            request = replace(self._reconciler.request(uuid), policy=policy, group_by=group_by, pools=pools)
             result = engine.place(xml, request)
             # Who passes XML through on somebody's way to libvirt places what the daemon would place, and no more.
-            if caller in ("proxy", "hook") and policy is None and not self._reconciler.allows(domain.uuid, domain.policy):
-                result = as_it_is(domain, xml, result, Reason.NOT_ENABLED, f"pcinuma enable {domain.name}")
+            if caller in ("proxy", "hook") and policy is None and not self._reconciler.allows(uuid, owner):
+                result = as_it_is(parse(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
                 result = replace(result, refused=False)
-            return result, domain.uuid, domain.name
+            return result, uuid, name
 
         result, uuid, name = await _run(self._hooks if caller == "hook" else self._executor, work)
         log.info(
@@ -152,7 +153,7 @@ class Service:
             result = engine.Result(Outcome.UNCHANGED, Reason.RUNNING, "the guest is running already", None, (), b"")
             return {"changed": False, "report": result.report()}
         domain = await self._domain(uuid)
-        change = await self._asking(domain, self._reconciler.place(domain, by="proxy"))
+        change = await self._asking(domain, self._reconciler.prepare(domain, by="proxy"))
         return {"changed": change.changed, "report": change.result.report()}
 
     async def revert_domain(self, parameters: Parameters) -> Reply:

@@ -144,7 +144,7 @@ def test_required_refuses_what_the_host_has_changed_under(host: PrivateLibvirt, 
     assert host.host_tree is not None
     domain = host.connect().defineXML(guest("moved", ALL, policy="required"))
     placed(domain)
-    time.sleep(1)  # the reconciler's own look at what it defined is over
+    time.sleep(2)  # the reconciler's own look at what it defined is over
     file = (host.host_tree / "sys/bus/pci/devices" / GPU_1).resolve() / "numa_node"
     file.write_text("0\n")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -12,6 +13,7 @@ from pcinuma import engine
 from pcinuma.address import PciAddress
 from pcinuma.daemon import boot, contention, hotplug
 from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.glance import glance
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import networks, read_network, virtual_functions
 from pcinuma.daemon.standing import parse, strangers
@@ -53,6 +55,44 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )
 def test_who_may_be_touched(state: State, adopt: Adopt, owner: Policy, expected: bool) -> None:
     assert allowed(state, adopt, "vm", owner) is expected
+
+
+# Who a domain is.
+
+ELEMENT = "<p:pcinuma xmlns:p='urn:pcinuma:domain:1' policy='required'/>"
+STRANGER = ELEMENT.replace("domain:1", "domain:2")
+
+
+@pytest.mark.parametrize(
+    ("xml", "expected"),
+    [
+        (f"<domain><name> vm </name><uuid>u</uuid><metadata>{ELEMENT}</metadata><broken", ("vm", "u", Policy.REQUIRED)),
+        ("<domain><name>vm</name><uuid>u</uuid><broken", ("vm", "u", None)),
+        (f"<domain><metadata>{STRANGER}{ELEMENT}</metadata><uuid>u</uuid><name>v&amp;m</name></domain>", ("v&m", "u", Policy.REQUIRED)),
+        (f"<domain><devices><name>no</name>{ELEMENT}</devices><name>é漢</name><name>no</name></domain>", ("é漢", None, None)),
+        (f"<domain><metadata/><metadata>{ELEMENT}</metadata></domain>", ("", None, None)),
+        (f"<domain><name>vm</name><metadata><x>{ELEMENT}</x></metadata></domain>", ("vm", None, None)),
+        (f"<domain><metadata>{ELEMENT.replace('required', 'odd')}</metadata></domain>", ("", None, None)),
+        ("<domain><name>v<!-- --><b>no</b>no</name></domain>", ("v", None, None)),
+        ("<!DOCTYPE domain [<!ENTITY a 'b'>]><domain><name>vm</name><uuid>u</uuid></domain>", ("vm", "u", None)),
+    ],
+)
+def test_who_a_domain_is(xml: str, expected: tuple[str, Optional[str], Optional[Policy]]) -> None:
+    padding = "<!-- " + "é" * 5000 + " -->"
+    assert tuple(glance(xml.encode())) == expected
+    assert tuple(glance(xml.replace("<domain>", f"<domain>{padding}").encode())) == expected
+
+
+def test_who_a_domain_is_in_another_encoding() -> None:
+    for encoding in ("utf-16", "iso-8859-15"):
+        xml = f"<?xml version='1.0' encoding='{encoding}'?><domain><name>é€</name><metadata>{ELEMENT}</metadata></domain>"
+        assert glance(xml.encode(encoding)).name == "é€"
+
+
+@pytest.mark.parametrize("xml", [b"", b"no XML", b"<network/>", b"<domain><name>vm</name>"])
+def test_what_is_no_domain_is_nobody(xml: bytes) -> None:
+    with pytest.raises(UnusableInput):
+        glance(xml)
 
 
 # Contention.
