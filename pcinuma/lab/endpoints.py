@@ -176,7 +176,8 @@ def _endpoint(device: Device, kind: Optional[Endpoint], number: int, machine: st
         drive = f"driver=null-co,node-name=drive{number},size=1048576,read-zeroes=on"
         return ["-blockdev", drive, "-device", f"virtio-blk-pci,drive=drive{number},{where}"]
     if kind is Endpoint.GPU:
-        memory = f"memory-backend-ram,id=bar{number},size={gpu_bar_mib}M,share=on,reserve=off"
+        # QEMU can leave memory unreserved from 6.1 on; only large BARs need that.
+        memory = f"memory-backend-ram,id=bar{number},size={gpu_bar_mib}M,share=on" + (",reserve=off" if gpu_bar_mib > 256 else "")
         return ["-object", memory, "-device", f"ivshmem-plain,memdev=bar{number},{where}"]
     if kind is Endpoint.TINY:
         return ["-device", f"pvpanic-pci,{where}"]

@@ -28,11 +28,7 @@ from pcinuma.lab.kernel import Kernel
 CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr pcie_ports=compat"
 GUEST_TCG = "tcg,thread=single"
 STALL = "rcu_preempt detected stalls"
-_OVMF = (
-    ("/usr/share/OVMF/OVMF_CODE_4M.fd", "/usr/share/OVMF/OVMF_VARS_4M.fd"),
-    ("/usr/share/OVMF/OVMF_CODE.fd", "/usr/share/OVMF/OVMF_VARS.fd"),
-    ("/usr/share/edk2/ovmf/OVMF_CODE.fd", "/usr/share/edk2/ovmf/OVMF_VARS.fd"),
-)
+_OVMF = (("OVMF", "_4M.fd"), ("OVMF", ".fd"), ("edk2/ovmf", ".fd"))
 
 
 @dataclass(frozen=True)
@@ -53,10 +49,12 @@ def binary() -> str:
 
 
 def ovmf() -> tuple[Path, Path]:
-    """OVMF's code and variables."""
-    for code, variables in _OVMF:
-        if Path(code).is_file() and Path(variables).is_file():
-            return Path(code), Path(variables)
+    """OVMF's code and variables: those beside :func:`binary` (``PREFIX/share``), else those of /usr."""
+    for prefix in (Path(binary()).parent.parent, Path("/usr")):
+        for folder, end in _OVMF:
+            code, variables = (prefix / "share" / folder / f"OVMF_{kind}{end}" for kind in ("CODE", "VARS"))
+            if code.is_file() and variables.is_file():
+                return code, variables
     raise LabError("there is no OVMF firmware", hint="install ovmf (Debian) or edk2-ovmf (Fedora)")
 
 

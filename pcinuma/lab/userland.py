@@ -5,12 +5,13 @@ Exported read-only, each by itself: ``/usr/bin sbin lib lib64 libexec share``, t
 the alternatives' links, D-Bus' and Python's configuration, the names of system accounts), and holds no secret. On top of all lies a
 tmpfs, so the virtual host can install into ``/usr`` and this machine never sees it. One more export is writable: the folder of the job,
 by which work goes in and results come out.
+
+Another distribution's userland than this machine's is a matter of its root directory in ``PCINUMA_LAB_USERLAND``; the kernel stays.
 """
 
 from __future__ import annotations
 
-import grp
-import pwd
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,9 +70,14 @@ exec switch_root $new /bin/sh /job/start
 """
 
 
+def root() -> Path:
+    """The root directory of the distribution whose userland the virtual host gets."""
+    return Path(os.environ.get("PCINUMA_LAB_USERLAND", "/"))
+
+
 def parts() -> list[str]:
-    """The folders of /usr that this machine has and that are worth exporting."""
-    return [part for part in _PROGRAMS if Path("/usr", part).is_dir() and not Path("/usr", part).is_symlink()]
+    """The folders of /usr that the distribution has and that are worth exporting."""
+    return [part for part in _PROGRAMS if (root() / "usr" / part).is_dir() and not (root() / "usr" / part).is_symlink()]
 
 
 def image(kernel: Kernel) -> bytes:
@@ -85,7 +91,7 @@ def image(kernel: Kernel) -> bytes:
 
 def exports(kernel: Kernel, checkout: Path, job: Path) -> list[str]:
     """QEMU's arguments for the exports."""
-    folders = [(f"usr-{part}", Path("/usr", part), True) for part in parts()]
+    folders = [(f"usr-{part}", root() / "usr" / part, True) for part in parts()]
     folders += [("checkout", checkout, True), ("modules", kernel.modules, True), ("job", job, False)]
     argv: list[str] = []
     for number, (tag, path, read_only) in enumerate(folders):
@@ -101,19 +107,19 @@ def exports(kernel: Kernel, checkout: Path, job: Path) -> list[str]:
 def write_etc(etc: Path) -> None:
     """The virtual host's /etc."""
     etc.mkdir(parents=True)
-    for name in (*_ETC, *(item.name for item in Path("/etc").glob("python3*"))):
-        source = Path("/etc", name)
+    for name in (*_ETC, *(item.name for item in (root() / "etc").glob("python3*"))):
+        source = root() / "etc" / name
         if source.is_dir():
             shutil.copytree(source, etc / name, symlinks=True, ignore=_unreadable)
         elif source.is_file():
             shutil.copy(source, etc / name)
-    (etc / "passwd").write_text("".join(_account(name) for name in _ACCOUNTS))
-    (etc / "group").write_text("".join(_groups()))
+    (etc / "passwd").write_text("".join(f"{name}:x:{uid}:{gid}::/:/bin/sh\n" for name, uid, gid in _entries("passwd", _ACCOUNTS)))
+    (etc / "group").write_text("".join(f"{name}:x:{gid}:\n" for name, gid, _ in _entries("group", (*_ACCOUNTS, *_GROUPS))))
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
     (etc / "hosts").write_text("127.0.0.1 localhost virtual-host\n")
     (etc / "hostname").write_text("virtual-host\n")
     (etc / "machine-id").write_text("5c1d2f0a7e904c7e8f4d6b1a20c93e17\n")
-    if Path("/usr/lib/os-release").is_file():
+    if (root() / "usr/lib/os-release").is_file():
         (etc / "os-release").symlink_to("../usr/lib/os-release")
     (etc / "libvirt" / "qemu").mkdir(parents=True)
     (etc / "libvirt" / "libvirtd.conf").write_text(_LIBVIRTD)
@@ -125,19 +131,12 @@ def _unreadable(folder: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if not (Path(folder, name).is_symlink() or Path(folder, name).is_dir() or Path(folder, name).is_file())]
 
 
-def _account(name: str) -> str:
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        return ""
-    return f"{name}:x:{entry.pw_uid}:{entry.pw_gid}::/:/bin/sh\n"
-
-
-def _groups() -> list[str]:
-    lines = []
-    for name in dict.fromkeys((*_ACCOUNTS, *_GROUPS)):
-        try:
-            lines.append(f"{name}:x:{grp.getgrnam(name).gr_gid}:\n")
-        except KeyError:
-            continue
-    return lines
+def _entries(file: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
+    """Name and the two fields after the password of each account or group of ``names`` that the distribution has."""
+    found: dict[str, tuple[str, str, str]] = {}
+    for line in (root() / "etc" / file).read_text().splitlines():
+        name, _, rest = line.partition(":")
+        fields = rest.split(":")
+        if len(fields) >= 3:
+            found[name] = (name, fields[1], fields[2])
+    return [found[name] for name in dict.fromkeys(names) if name in found]
