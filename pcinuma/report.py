@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Optional, Sequence
+from typing import Any, NamedTuple, Optional, Sequence
 
 from pcinuma.domain.model import BACKED, Domain, Given
 from pcinuma.placement.layout import Layout
@@ -21,8 +21,7 @@ _BACKED = tuple(form.value for form in BACKED)
 _NOT_ASKED = (Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
 
 
-@dataclass(frozen=True)
-class DeviceReport:
+class DeviceReport(NamedTuple):
     """One passthrough device; the fields are those of the frozen format, ``guest_address`` as the output XML says it."""
 
     device: Optional[str]
@@ -36,7 +35,7 @@ class DeviceReport:
 
     def as_json(self) -> dict[str, Any]:
         """Plain data in the frozen format."""
-        return {**self.__dict__, "reason": self.reason.value if self.reason else None}
+        return {**self._asdict(), "reason": self.reason.value if self.reason else None}
 
 
 @dataclass(frozen=True)

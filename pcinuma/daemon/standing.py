@@ -44,7 +44,7 @@ def with_standing(domain: Domain, xml: bytes, wished: Result) -> Result:
     for device in wished.devices:
         address = addresses.get(device.source)
         stands = device.placed and address == targets.get(device.source) and same_way(domain, after, address)
-        devices.append(replace(device, placed=stands, guest_address=str(address) if address else None))
+        devices.append(device._replace(placed=stands, guest_address=str(address) if address else None))
     return replace(wished, devices=tuple(devices), xml=xml)
 
 

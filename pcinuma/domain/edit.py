@@ -14,7 +14,7 @@ from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.model import Controller, Domain, OccupantKind, Original
 from pcinuma.domain.read import Elements
-from pcinuma.domain.xml import Document, append, child, insert_first, remove, space_before
+from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
 from pcinuma.placement.plan_model import Plan
 
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
@@ -38,12 +38,12 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
         address.set("multifunction", "on")
     devices = document.root.find("devices")
     if plan.add and devices is not None:
-        _add_controllers(devices, plan.add)
+        _add_controllers(document, devices, plan.add)
     for old, seat in plan.strangers:
         set_address(elements.others[old], seat, None)
     for move in plan.moves:
         set_address(elements.devices[move.source], move.address, move.multifunction)
-    metadata.write_placement(document.root, plan.placement)
+    metadata.write_placement(document, plan.placement)
 
 
 def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[int, ...]:
@@ -81,7 +81,7 @@ def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[in
     _restore_addresses(domain, elements, back, removable)
     for index in removable:
         remove(elements.controllers[index])
-    metadata.write_placement(document.root, None)
+    metadata.write_placement(document, None)
     return tuple(sorted(removable))
 
 
@@ -147,28 +147,16 @@ def _target(controller: etree._Element) -> etree._Element:
     return target
 
 
-def _add_controllers(devices: etree._Element, new: tuple[Controller, ...]) -> None:
-    """Put the controllers behind the last one there is, else in front of all devices; written as text and parsed at once, for speed."""
+def _add_controllers(document: Document, devices: etree._Element, new: tuple[Controller, ...]) -> None:
+    """Put the controllers behind the last one there is, else in front of all devices."""
     last = next(devices.iterchildren("controller", reversed=True), None)
-    if last is None and not len(devices):
-        append(devices, etree.Element("controller"))
-        last = devices[-1]
-        placeholder = last
-    elif last is None:
-        placeholder = etree.Element("controller")
-        insert_first(devices, placeholder)
-        last = placeholder
+    slot = document.slot()
+    if last is None:
+        insert_first(devices, slot)
     else:
-        placeholder = None
-    before = space_before(last)
-    fragment = etree.fromstring(f"<devices>{before.join([_controller_text(controller, before) for controller in new])}</devices>")
-    closing, last.tail = last.tail, before or None
-    elements = list(fragment)
-    position = devices.index(last) + 1
-    devices[position:position] = elements
-    elements[-1].tail = closing
-    if placeholder is not None:
-        remove(placeholder)
+        insert_after(last, slot)
+    before = space_before(slot)
+    document.fill(slot, before.join([_controller_text(controller, before) for controller in new]))
 
 
 def _controller_text(new: Controller, before: str) -> str:

@@ -33,6 +33,7 @@ from pcinuma.settings import Policy
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _OWN_PCI = re.compile(r"\bvfio-pci|\bpxb\b|\bpxb-|\bbus=[\"']?(pci|pcie)\b|\"bus\"\s*:\s*\"pci|\bpcie-root-port\b")
 _PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
+_SWITCHED: Mapping[Optional[str], bool] = {"on": True, "off": False}
 _MACHINES_OF_VIRT = ("aarch64", "arm", "armv7l", "armv6l")
 
 
@@ -140,6 +141,7 @@ class _Reader:
 
     def _devices(self, devices: etree._Element, machine: MachineKind, pools: frozenset[str]) -> None:
         unnumbered: list[etree._Element] = []
+        others: list[etree._Element] = []
         for element in devices:
             tag = element.tag
             if not isinstance(tag, str):
@@ -149,8 +151,10 @@ class _Reader:
                     if element.get("index") is None:
                         unnumbered.append(element)
                     else:
-                        self._controller(element, number(element.get("index"), "PCI controller: index"))
+                        self._controller(element, _attribute(element, "index", "PCI controller") or 0)
                     continue
+                if tag != "hostdev":
+                    others.append(element)
                 passthrough = read_passthrough(element, pools) if tag in ("hostdev", "interface", "disk") else None
                 if passthrough is None and (self.near_backing or self.recorded) and tag in ("interface", "disk"):
                     passthrough = self._backed(element)
@@ -176,29 +180,27 @@ class _Reader:
             except DomainError as error:
                 self._trouble(error)
         if machine is not MachineKind.NONE:
-            self.unaddressed += implied_devices(devices)
+            self.unaddressed += implied_devices(others)
 
     def _controller(self, element: etree._Element, index: int) -> None:
         what = f"PCI controller {index}"
         if index in self.controllers:
             raise DomainError("appears twice", subject=what)
-        model = element.get("model", "")
-        bus_nr = node = chassis = target_index = hotplug = address = address_element = None
+        bus_nr = node = chassis = target_index = hotplug = address = None
+        multifunction = False
         for part in element:
             if part.tag == "target":
                 bus_nr = _attribute(part, "busNr", what)
                 chassis = _attribute(part, "chassis", what)
                 target_index = _attribute(part, "index", what)
-                hotplug = {"on": True, "off": False}.get(part.get("hotplug", ""))
+                hotplug = _SWITCHED.get(part.get("hotplug"))
                 node_text = part.findtext("node") if len(part) else None
                 node = None if node_text is None else number(node_text.strip(), f"{what}: node")
             elif part.tag == "address" and part.get("type") == "pci":
-                address_element = part
                 address = read_address(part, what)
-        multifunction = address_element is not None and address_element.get("multifunction") == "on"
-        self.controllers[index] = Controller(
-            index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index
-        )
+                multifunction = part.get("multifunction") == "on"
+        model = element.get("model", "")
+        self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
         self.controller_elements[index] = element
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.CONTROLLER, str(index)))

@@ -7,6 +7,9 @@ may put a device on a port below an expander; so doubtful cases count. Source: l
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Optional
+
 from lxml import etree
 
 _ALWAYS = frozenset(("interface", "sound", "video", "rng", "shmem", "filesystem", "vsock", "crypto"))
@@ -47,24 +50,24 @@ def wants_slot(element: etree._Element) -> bool:
     return False
 
 
-def implied_devices(devices: etree._Element) -> int:
-    """How many PCI devices libvirt will add that the XML does not mention at all."""
-    controllers = {element.get("type") for element in devices.iterchildren("controller")}
-    count = 0
-    if "usb" not in controllers:
-        count += 1
-    if next(devices.iterchildren("memballoon"), None) is None:
-        count += 1
-    if "virtio-serial" not in controllers and any(
-        target is not None and target.get("type") in ("virtio", "virtioserial")
-        for element in devices.iterchildren("channel", "console")
-        for target in (element.find("target"),)
-    ):
-        count += 1
-    if "scsi" not in controllers and any(
-        target.get("bus") == "scsi" for disk in devices.iterchildren("disk") for target in disk.iterchildren("target")
-    ):
-        count += 1
-    if next(devices.iterchildren("graphics"), None) is not None and next(devices.iterchildren("video"), None) is None:
-        count += 1
+def implied_devices(devices: Sequence[etree._Element]) -> int:
+    """How many PCI devices libvirt will add that the XML does not mention at all.
+
+    ``devices``: the elements of ``<devices>`` that are neither PCI controllers nor hostdevs.
+    """
+    tags = {element.tag for element in devices}
+    controllers = {element.get("type") for element in devices if element.tag == "controller"}
+    count = ("usb" not in controllers) + ("memballoon" not in tags) + ("graphics" in tags and "video" not in tags)
+    if "virtio-serial" not in controllers:
+        count += any(kind in ("virtio", "virtioserial") for kind in _targets(devices, ("channel", "console"), "type"))
+    if "scsi" not in controllers:
+        count += any(bus == "scsi" for bus in _targets(devices, ("disk",), "bus"))
     return count
+
+
+def _targets(devices: Sequence[etree._Element], tags: tuple[str, ...], attribute: str) -> Iterator[Optional[str]]:
+    """The attribute of the ``<target>`` in each of the elements with one of ``tags``."""
+    for element in devices:
+        if element.tag in tags:
+            for target in element.iterchildren("target"):
+                yield target.get(attribute)

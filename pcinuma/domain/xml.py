@@ -1,12 +1,14 @@
 """The XML document of a domain: parsed so that what nobody touches comes out as it went in.
 
 Entities are not expanded and nothing is fetched; comments, CDATA, processing instructions and foreign namespaces stay. Elements are put in
-and taken out together with the white space around them, so that taking out what was put in gives the old text back.
+and taken out together with the white space around them, so that taking out what was put in gives the old text back. Larger pieces are
+written as text that is never parsed: a slot, a processing instruction, stands for each until the document is serialised.
 """
 
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Any, Optional
 
 from lxml import etree
@@ -17,6 +19,7 @@ from pcinuma.errors import DomainError, UnusableInput
 _DECLARATION = re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml\s")
 _OPAQUE = re.compile(rb"(<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!DOCTYPE[^>]*>)", re.DOTALL)
 _ATTRIBUTE = re.compile(rb"""="([^"'<>]*)"(?=[^<>]*>)""")
+_NOWHERE = PciAddress(0, 0, 0, 0)
 _APOSTROPHE = re.compile(rb"""="([^"<>]*)"(?=[^<>]*>)""")
 
 
@@ -37,6 +40,22 @@ class Document:
         self._single = b"='" in xml and b'="' not in xml
         self._plain = not any(quote in xml for quote in (b'"', b"&quot;", b"&apos;", b"&#"))
         self._tail = xml[len(xml.rstrip()) :]
+        self._xml = xml
+        self._slot_name = ""
+        self._fillings: list[str] = []
+
+    def slot(self) -> etree._Element:
+        """A node to be put where text belongs that :meth:`fill` is told next."""
+        if not self._slot_name:
+            self._slot_name, plain = "pcinuma-slot", self._xml.replace(b"\0", b"")
+            while self._slot_name.encode() in plain:
+                self._slot_name += "-"
+        self._fillings.append("")
+        return etree.ProcessingInstruction(self._slot_name, str(len(self._fillings) - 1))
+
+    def fill(self, slot: etree._Element, text: str) -> None:
+        """Say what is written in the place of ``slot``: elements with their attributes in single quotes (:func:`attribute`)."""
+        self._fillings[int(slot.text or "")] = text if self._single else text.replace("'", '"')
 
     def serialise(self) -> bytes:
         """The document as bytes, in the encoding that it came in, with its XML declaration only if it had one."""
@@ -45,9 +64,21 @@ class Document:
         encoding: Any = info.encoding or "UTF-8"  # lxml-stubs knows only "unicode" here
         standalone: Any = info.standalone if self._declared else None
         data: bytes = etree.tostring(tree, encoding=encoding, xml_declaration=self._declared, standalone=standalone)
+        data = self._filled(data, encoding)
         if self._single:
             data = data.replace(b'"', b"'") if self._plain else _single_quoted(data)
         return data.rstrip() + self._tail
+
+    def _filled(self, data: bytes, encoding: str) -> bytes:
+        slots = [f"<?{self._slot_name} {number}?>" for number in range(len(self._fillings))]
+        if "<".encode(encoding) == b"<":
+            for slot, text in zip(slots, self._fillings):
+                data = data.replace(slot.encode(), text.encode(encoding, "xmlcharrefreplace"))
+            return data
+        whole = data.decode(encoding)
+        for slot, text in zip(slots, self._fillings):
+            whole = whole.replace(slot, text)
+        return whole.encode(encoding)
 
 
 def _single_quoted(data: bytes) -> bytes:
@@ -92,31 +123,32 @@ def read_address(element: Optional[etree._Element], what: str) -> Optional[PciAd
         return None
     get = element.get
     texts = get("domain", "0"), get("bus", "0"), get("slot", "0"), get("function", "0")
-    try:
-        address = PciAddress(USUAL[texts[0]], USUAL[texts[1]], USUAL[texts[2]], USUAL[texts[3]])
-    except KeyError:
+    address = _address(texts)
+    if address is None:
         address = PciAddress(*(number(text, f"{what}: {name}") for text, name in zip(texts, PciAddress._fields)))
-    if address.bus > 255 or address.slot > 31 or address.function > 7:
-        raise DomainError(f"{address} is no PCI address", subject=what)
-    if not any(address) and get("bus") is None and get("slot") is None and get("function") is None:
+        if address.bus > 255 or address.slot > 31 or address.function > 7:
+            raise DomainError(f"{address} is no PCI address", subject=what)
+    if address == _NOWHERE and get("bus") is None and get("slot") is None and get("function") is None:
         return None
     return address
 
 
-_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
+@lru_cache(maxsize=4096)
+def _address(texts: tuple[str, str, str, str]) -> Optional[PciAddress]:
+    """An address in its usual spelling; None for any other. A host's domains spell the same few hundred again and again."""
+    try:
+        address = PciAddress(*(USUAL[text] for text in texts))
+    except KeyError:
+        return None
+    return address if address.slot < 32 and address.function < 8 else None
+
+
+_ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
 
 
 def attribute(name: str, value: str) -> str:
     """An attribute as text, with a blank before it."""
-    return f" {name}='{value.translate(_ESCAPES)}'"
-
-
-def space_of_next(parent: etree._Element) -> str:
-    """The white space that will stand before the next element that :func:`append` puts into ``parent``."""
-    if len(parent):
-        return _line_before(parent[-1])
-    before = _line_before(parent)
-    return before + "  " if before else _blank(parent.text) or ""
+    return f" {name}='{value}'" if value.isalnum() else f" {name}='{value.translate(_ESCAPES)}'"
 
 
 def insert_after(sibling: etree._Element, new: etree._Element) -> None:

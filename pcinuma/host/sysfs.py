@@ -15,6 +15,7 @@ from typing import Optional
 from pcinuma.errors import HostError
 
 _PAGE = 65536
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 
 
@@ -31,34 +32,32 @@ class Sysfs:
 
     def read(self, path: str) -> Optional[str]:
         """The text of ``path`` without surrounding white space; None if there is no such file."""
+        data = self._read(path)
+        return None if data is None else _text(data, path)
+
+    def read_int(self, path: str, base: int = 10) -> Optional[int]:
+        """The number in ``path``; None if there is no such file; an error if it holds anything else."""
+        data = self._read(path)
         try:
-            descriptor = os.open(self._prefix + path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            return None if data is None else int(data, base)
+        except ValueError:
+            raise HostError(f"holds {_text(data or b'', path)[:40]!r} where a number belongs", subject=path) from None
+
+    def _read(self, path: str) -> Optional[bytes]:
+        try:
+            descriptor = os.open(self._prefix + path, _FLAGS)
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return None
             raise self._unreadable(path, error) from error
         try:
-            data = os.read(descriptor, _PAGE)
+            return os.read(descriptor, _PAGE)
         except OSError as error:
             if error.errno in _NOT_THERE:
                 return None
             raise self._unreadable(path, error) from error
         finally:
             os.close(descriptor)
-        try:
-            return data.decode("ascii").strip()
-        except UnicodeDecodeError:
-            raise HostError("holds no text", subject=path) from None
-
-    def read_int(self, path: str, base: int = 10) -> Optional[int]:
-        """The number in ``path``; None if there is no such file; an error if it holds anything else."""
-        text = self.read(path)
-        if text is None:
-            return None
-        try:
-            return int(text, base)
-        except ValueError:
-            raise HostError(f"holds {text[:40]!r} where a number belongs", subject=path) from None
 
     def read_bytes(self, path: str, size: int) -> bytes:
         """The first ``size`` bytes of ``path``, as many as it gives; empty if it cannot be read."""
@@ -93,3 +92,10 @@ class Sysfs:
     @staticmethod
     def _unreadable(path: str, error: OSError) -> HostError:
         return HostError(f"cannot be read ({os.strerror(error.errno or 0)})", subject=path)
+
+
+def _text(data: bytes, path: str) -> str:
+    try:
+        return data.decode("ascii").strip()
+    except UnicodeDecodeError:
+        raise HostError("holds no text", subject=path) from None

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Mapping, Optional
+from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Domain, Form, Given, Passthrough
@@ -11,14 +10,13 @@ from pcinuma.placement.plan_model import Target, Verdict
 from pcinuma.placement.reason import Reason
 
 
-@dataclass(frozen=True)
-class Unit:
+class Unit(NamedTuple):
     """Devices with one guest slot. ``order`` sorts units as the host lists them; ``chain`` is the target's chain of switches."""
 
     devices: tuple[Passthrough, ...]
-    target: Optional[Target] = field(compare=False)
-    reason: Optional[Reason] = field(compare=False)
-    order: tuple[object, ...] = field(compare=False)
+    target: Optional[Target]
+    reason: Optional[Reason]
+    order: tuple[object, ...]
 
     @property
     def chain(self) -> tuple[tuple[str, str], ...]:
@@ -77,7 +75,8 @@ def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str
         groups.setdefault(key, []).append(device)
     units = []
     for members in groups.values():
-        members.sort(key=lambda d: (d.address.function if d.address else 0, d.source))
+        if len(members) > 1:
+            members.sort(key=lambda d: (d.address.function if d.address else 0, d.source))
         target, reason = _verdict(members, verdicts)
         first = members[0]
         host = hosts.get(first.source)
@@ -87,6 +86,9 @@ def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str
 
 
 def _verdict(members: list[Passthrough], verdicts: Mapping[str, Verdict]) -> tuple[Optional[Target], Optional[Reason]]:
+    if len(members) == 1:
+        only = verdicts[members[0].source]
+        return only.target, only.reason if only.target is None else only.target.note
     found = [verdicts[member.source] for member in members]
     targets = [verdict.target for verdict in found if verdict.target is not None]
     if any(verdict.reason is Reason.KEPT for verdict in found):
