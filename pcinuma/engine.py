@@ -9,7 +9,7 @@ No call here ever asks libvirt; what only libvirt knows (the members of hostdev 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Mapping, Optional
 
@@ -153,6 +153,8 @@ class _Job:
             plan = make_plan(self.domain, self.seen.verdicts, self.seen.hosts, self.seen.virtual, wish)
         except NoRoom as error:
             return self._no_room(before, error)
+        if plan.doubt is not None:
+            before = self.domain = replace(self.domain, warnings=(*self.domain.warnings, self._doubtful(plan.doubt)))
         if before.placement is None and not plan.seats:
             return self._as_it_is(Outcome.UNCHANGED, Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence, plan)
         if self.policy is Policy.REQUIRED:
@@ -169,6 +171,10 @@ class _Job:
             return self._as_it_is(Outcome.UNCHANGED, Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence, plan)
         grouping = plan.placement.group_by
         return Result(Outcome.PLACED, None, plan.stepped_down, grouping, devices, xml, False, self.domain.warnings)
+
+    def _doubtful(self, why: str) -> str:
+        hint = f"'pcinuma apply {self.domain.name or 'DOMAIN'} --replan' takes the layout back if it does not fit"
+        return f"UEFI firmware may leave devices of the standing layout without memory: {why}; {hint}"
 
     def _no_room(self, before: Domain, error: NoRoom) -> Result:
         reason = Reason.NO_APERTURE if isinstance(error, NoAperture) else Reason.NO_ROOM

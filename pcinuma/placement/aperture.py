@@ -40,30 +40,38 @@ class Aperture:
     bars: Mapping[str, tuple[int, ...]]
     io: frozenset[str] = frozenset()
 
-    def check(self, roots: Sequence[Sequence[str]], main_hotplug: int = 0) -> None:
-        """Raise NoAperture where ``roots``, the devices on each PCI root in the order of bus numbers, would not fit.
+    def misfit(self, roots: Sequence[Sequence[str]], main_hotplug: int = 0) -> Optional[str]:
+        """Why ``roots``, the devices on each PCI root in the order of bus numbers, would not fit; None where they do.
 
         ``main_hotplug``: the hot-pluggable bridges of the main root. Where the size is an estimate that the guest exceeds even
         unplaced, the estimate is wrong, and is not believed.
         """
         moved = sum(1 for root in roots[1:] for source in root if source in self.io)
         if moved and (main_hotplug > _IO_PORTS or moved > _IO_DEVICES):
-            raise NoAperture(
+            return (
                 f"{moved} devices with I/O BARs would be placed, of at most {_IO_DEVICES}, beside {main_hotplug} hot-pluggable ports "
                 f"on the main root, of at most {_IO_PORTS}, for which UEFI firmware keeps I/O space; hotplug='off' on main root ports "
                 "that need no hot-plug makes room"
             )
         if self.size is None or max((bar for root in roots for source in root for bar in self.bars.get(source, ())), default=0) < _GIB:
-            return
+            return None
         need = self._need(roots)
         if need <= self.size:
-            return
-        alone = self._need([[source for root in roots for source in root]])
+            return None
+        alone = self._alone(roots)
         if self.known or alone <= self.size:
-            raise NoAperture(
+            return (
                 f"the BARs need {need / _GIB:.0f} GiB of the {self.size / _GIB:.0f} GiB that the firmware keeps for them, "
                 f"{alone / _GIB:.0f} GiB on one PCI root"
             )
+        return None
+
+    def is_certain(self, roots: Sequence[Sequence[str]]) -> bool:
+        """Whether ``roots`` do not fit a size that was said, where the same devices on one root would: nothing in that is an estimate."""
+        return self.known and self.size is not None and self._alone(roots) <= self.size < self._need(roots)
+
+    def _alone(self, roots: Sequence[Sequence[str]]) -> int:
+        return self._need([[source for root in roots for source in root]])
 
     def _need(self, roots: Sequence[Sequence[str]]) -> int:
         """The first byte behind everything. The main root has some small BARs of emulated devices."""

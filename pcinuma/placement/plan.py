@@ -2,6 +2,11 @@
 
 A fresh plan tries the groupings from the wished one to coarser ones, each in an attempt (:mod:`pcinuma.placement.attempt`) that is thrown
 away if it does not fit. A placed domain keeps its grouping, and leaves out the newcomers that do not fit.
+
+Memory windows are judged wherever something moves. What stands has run, most likely, and the limits are estimates and those of the firmware
+that was measured: taking such a guest back would change its addresses for what may be no fault. So there it is a remark (``doubt``), but
+where the size was said (``X-PciMmio64Mb``, ``pcihole64``) and the same devices fit it unplaced, the layout is known to be wrong, and goes.
+This happens to guests whose firmware or BARs changed after they were placed.
 """
 
 from __future__ import annotations
@@ -11,6 +16,7 @@ from typing import Mapping, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Domain, MachineKind
+from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.attempt import Attempt, Wish
 from pcinuma.placement.plan_model import NoRoom, Plan, Verdict
 from pcinuma.placement.standing import Standing
@@ -57,7 +63,7 @@ def _without_some_newcomers(domain: Domain, units: list[Unit], grouping: GroupBy
     """A placed domain whose newcomers do not all fit: as many of them as do, in the order of their host addresses."""
     newcomers = [unit for unit in units if Standing.is_newcomer(domain, unit)]
     left_out = frozenset(unit.devices[0].source for unit in newcomers)
-    found = _attempt(domain, units, grouping, replace(wish, aperture=None), left_out)  # so it runs already
+    found = _attempt(domain, units, grouping, wish, left_out, standing=True)
     for unit in newcomers:
         try:
             found = _attempt(domain, units, grouping, wish, left_out - {unit.devices[0].source})
@@ -67,10 +73,18 @@ def _without_some_newcomers(domain: Domain, units: list[Unit], grouping: GroupBy
     return found
 
 
-def _attempt(domain: Domain, units: list[Unit], grouping: GroupBy, wish: Wish, left_out: frozenset[str]) -> Plan:
-    """The plan of one attempt. Raises NoRoom where it does not fit; windows matter only where something moves."""
+def _attempt(
+    domain: Domain, units: list[Unit], grouping: GroupBy, wish: Wish, left_out: frozenset[str], standing: bool = False
+) -> Plan:
+    """The plan of one attempt. Raises NoRoom where it does not fit. ``standing``: it is what stands, without any newcomer."""
     attempt = Attempt(domain, units, grouping, wish, left_out)
     found = attempt.run()
-    if wish.aperture is not None and (found.add or found.moves):
-        wish.aperture.check(attempt.roots(), attempt.layout.main_hotplug())
-    return found
+    if wish.aperture is None:
+        return found
+    roots = attempt.roots()
+    misfit = wish.aperture.misfit(roots, attempt.layout.main_hotplug())
+    if misfit is None:
+        return found
+    if (standing or not (found.add or found.moves)) and not wish.aperture.is_certain(roots):
+        return replace(found, doubt=misfit)
+    raise NoAperture(misfit)

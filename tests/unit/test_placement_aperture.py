@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from pcinuma.engine import Request, Result, place
-from pcinuma.placement.aperture import Aperture, NoAperture
+from pcinuma.engine import Request, Result, place, revert
+from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.reason import Outcome, Reason
-from pcinuma.settings import GroupBy
+from pcinuma.settings import GroupBy, Policy
 from tests.hosts.build import E810, Host, Kind
-from tests.hosts.domains import Domain, two_cells
+from tests.hosts.domains import Domain, address_xml, two_cells
+from tests.hosts.edits import with_device
+from tests.hosts.judge import without_ours
 from tests.hosts.machines import MACHINES
 
 GIB = 1 << 30
@@ -38,11 +40,7 @@ def test_the_model_foretells_what_ovmf_was_seen_to_map(
     size: int, bars: dict[str, tuple[int, ...]], roots: list[list[str]], fits: bool
 ) -> None:
     aperture = Aperture(size * GIB, True, bars)
-    if fits:
-        aperture.check(roots)
-    else:
-        with pytest.raises(NoAperture):
-            aperture.check(roots)
+    assert (aperture.misfit(roots) is None) is fits
 
 
 def _gpus(domain: Domain) -> Domain:
@@ -71,7 +69,8 @@ def test_where_the_windows_would_not_be_mapped_the_guest_starts_as_it_is_and_is_
     assert {line.reason for line in result.devices} == {Reason.NO_APERTURE}
 
 
-def test_a_coarser_grouping_is_tried_first(tmp_path: Path) -> None:
+def _accelerators() -> tuple[Host, Domain]:
+    """Two devices with one BAR of 64 GiB and a NIC on each of three root complexes, two of which are on node 0; a spare NIC 90:00.0."""
     accelerator = Kind(0x120000, 0x1234, 0x1, "accel", ((64 * GIB, "pref64"),))
     host = Host().node(0, "0-3").node(1, "4-7")
     domain = two_cells()
@@ -80,6 +79,12 @@ def test_a_coarser_grouping_is_tried_first(tmp_path: Path) -> None:
         for slot, kind in enumerate((accelerator, accelerator, E810)):
             root.port(f"{0x20 + 0x30 * number:02x}:{slot:02x}.0").device(f"{0x21 + 0x30 * number + slot:02x}:00.0", kind)
             domain.hostdev(f"{0x21 + 0x30 * number + slot:02x}:00.0")
+    root.port("80:08.0").device("90:00.0", E810)
+    return host, domain
+
+
+def test_a_coarser_grouping_is_tried_first(tmp_path: Path) -> None:
+    host, domain = _accelerators()
     root_directory = host.write(tmp_path)
     outcomes = {}
     for told in (512, 576, 1024):
@@ -123,6 +128,53 @@ def test_a_placed_guest_stays_placed(tmp_path: Path) -> None:
     assert place(smaller, Request(root=tmp_path)).outcome is Outcome.UNCHANGED
 
 
+def test_a_placed_guest_that_is_known_not_to_fit_any_more_is_taken_back(tmp_path: Path) -> None:
+    """Its range was said to be half of what it was, unplaced it would fit, and nothing moves."""
+    host, domain = _accelerators()
+    host.write(tmp_path)
+    xml = _uefi(domain, told_gib=1024)
+    placed = place(xml, Request(root=tmp_path)).xml
+    smaller = placed.replace(b"string=1048576", b"string=524288")
+    result = place(smaller, Request(root=tmp_path))
+    assert (result.outcome, result.reason) == (Outcome.FALLBACK, Reason.NO_APERTURE)
+    assert result.xml == revert(smaller).xml and without_ours(result.xml) == without_ours(smaller)
+    assert not any(line.placed for line in result.devices) and "of the 512 GiB" in (result.message or "")
+    again = place(result.xml, Request(root=tmp_path))
+    assert (again.reason, again.xml) == (Reason.NO_APERTURE, result.xml)
+    newcomer = with_device("90:00.0")(smaller)
+    taken = place(newcomer, Request(root=tmp_path))
+    assert (taken.outcome, taken.reason) == (Outcome.FALLBACK, Reason.NO_APERTURE)
+    required = place(smaller, Request(root=tmp_path, policy=Policy.REQUIRED))
+    assert required.refused and required.xml == smaller
+
+
+def test_a_placed_guest_that_is_only_estimated_not_to_fit_stays_and_is_remarked_upon(tmp_path: Path) -> None:
+    """It was placed for SeaBIOS; now it has UEFI and nobody said how much room that has."""
+    root = MACHINES["eight-gpus"]().write(tmp_path)
+    placed = place(two_cells().hostdev("24:00.0").hostdev("26:00.0").raw(), Request(root=root)).xml
+    changed = placed.replace(b"<os>", b"<os firmware='efi'>")
+    result = place(changed, Request(root=root))
+    assert (result.outcome, result.xml) == (Outcome.UNCHANGED, changed)
+    (warning,) = result.warnings
+    assert "may leave devices of the standing layout without memory" in warning and "--replan" in warning
+    assert not place(placed, Request(root=root)).warnings
+    afresh = place(changed, Request(root=root, replan=True))
+    assert (afresh.outcome, afresh.reason) == (Outcome.FALLBACK, Reason.NO_APERTURE) and afresh.xml == revert(changed).xml
+
+
+def test_ports_that_a_placed_guest_got_later_are_remarked_upon(tmp_path: Path) -> None:
+    root = MACHINES["multifunction-gpu"]().write(tmp_path)
+    placed = place(_with_io(7), Request(root=root)).xml
+    ports = "".join(
+        f"<controller type='pci' index='{index}' model='pcie-root-port'>{address_xml(f'00:{index + 5:02x}.0')}</controller>\n"
+        for index in range(13, 23)
+    )
+    more = placed.replace(b"  </devices>", ports.encode() + b"  </devices>")
+    result = place(more, Request(root=root))
+    assert (result.outcome, result.xml) == (Outcome.UNCHANGED, more)
+    assert "I/O BARs" in result.warnings[0]
+
+
 IO_MEASURED = [(8, 7, True), (8, 3, True), (6, 10, True), (4, 9, True), (2, 10, True), (1, 10, True)]
 IO_MEASURED += [(1, 11, False), (1, 17, False), (2, 11, False), (4, 13, False), (8, 12, False), (10, 3, False)]
 
@@ -131,11 +183,7 @@ IO_MEASURED += [(1, 11, False), (1, 17, False), (2, 11, False), (4, 13, False), 
 def test_the_limits_of_io_space_are_those_that_ovmf_was_seen_to_have(devices: int, ports: int, mapped: bool) -> None:
     names = [f"d{number}" for number in range(devices)]
     aperture = Aperture(None, False, {}, frozenset(names))
-    if mapped:
-        aperture.check([[], names], ports)
-    else:
-        with pytest.raises(NoAperture):
-            aperture.check([[], names], ports)
+    assert (aperture.misfit([[], names], ports) is None) is mapped
 
 
 def _with_io(ports: int, hotplug: str = "") -> bytes:
