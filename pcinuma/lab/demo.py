@@ -1,7 +1,8 @@
 """``pcinuma demo``: two virtual two-socket hosts, alike but for pcinuma; in each ``virsh define`` and ``virsh start``; what the guests see.
 
 The two hosts run side by side: the guest inside is TCG in TCG, and that is where the time goes. Everything lives in one temporary
-folder; a kernel package that was fetched goes with it, unless the lab's cache has one already.
+folder; a kernel package that was fetched goes with it, unless the lab's cache has one already. Whatever ends the demonstration early (a
+signal, a machine that failed) ends both hosts at once.
 
 The verdict is that of :mod:`pcinuma.lab.compare`: exit code 0 if the kernel of the guest with pcinuma agrees with the host's in every
 device, 1 if it does not or if a machine failed.
@@ -12,17 +13,19 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
+import signal
 import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 from pcinuma.cli.screen import Screen
-from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError, UnusableInput
 from pcinuma.lab import LabError, compare, drawing, guest_tree, initramfs, jobs, kernel, layout, machine, nested, presets, virtual_host
 from pcinuma.lab.guest_tree import SeenDevice, SeenTree
 from pcinuma.lab.presets import Preset
@@ -73,6 +76,10 @@ def main(argv: Optional[list[str]] = None) -> int:
     parser.add_argument("--keep", action="store_true", help="end with a shell in the virtual host")
     parser.add_argument("--json", action="store_true", help="print plain data instead of the drawing")
     args = parser.parse_args(argv)
+    if args.keep and args.json:
+        parser.error("--keep and --json do not go together")
+    for ending in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ending, signal.default_int_handler)
     try:
         return _run(args)
     except PcinumaError as error:
@@ -103,6 +110,8 @@ def missing() -> list[str]:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if args.keep and not (os.isatty(0) and os.isatty(1)):
+        raise UnusableInput("--keep needs a terminal to put the shell on")
     lacking = missing()
     if lacking:
         raise LabError("; ".join(lacking), hint="sudo ./install.sh --demo from a checkout installs what is missing")
@@ -140,15 +149,24 @@ def _nodes(preset: Preset) -> dict[int, int]:
 def _both(preset: Preset, image: kernel.Kernel, scratch: Path, progress: Progress) -> tuple[Shown, Shown]:
     """The two hosts, side by side where there are the memory and the processors for it."""
 
-    def one(name: str, job: str) -> Shown:
+    def one(name: str, job: str, nice: int) -> Shown:
         (scratch / name).mkdir()
-        return show(preset, image, scratch / name, job, lambda step: progress(f"{name:15}  {step}"))
+        return show(preset, image, scratch / name, job, lambda step: progress(f"{name:15}  {step}"), nice, unwanted)
 
-    wanted = (("without pcinuma", jobs.without_pcinuma()), ("with pcinuma", jobs.with_pcinuma()))
+    # The one with more to do is served first, so that both end at about the same time.
+    wanted = (("without pcinuma", jobs.without_pcinuma(), 4), ("with pcinuma", jobs.with_pcinuma(), 0))
     workers = 2 if _available_mib() >= _MEMORY_FOR_TWO_MIB else 1
+    unwanted = threading.Event()
     with ThreadPoolExecutor(workers) as pool:
-        first, second = [pool.submit(one, name, job) for name, job in wanted]
-        return first.result(), second.result()
+        runs = [pool.submit(one, *what) for what in wanted]
+        try:
+            ended, _ = wait(runs, return_when=FIRST_EXCEPTION)
+            first, second = [run.result() for run in runs if run in ended]
+            return first, second
+        finally:
+            unwanted.set()
+            for run in runs:
+                run.cancel()
 
 
 def _available_mib() -> int:
@@ -158,11 +176,12 @@ def _available_mib() -> int:
     return 0
 
 
-def show(preset: Preset, image: kernel.Kernel, scratch: Path, job: str, step: Any) -> Shown:
+def show(preset: Preset, image: kernel.Kernel, scratch: Path, job: str, step: Any, nice: int, unwanted: threading.Event) -> Shown:
     """Run ``job``, which starts the guest, on the preset's host."""
     xml = nested.domain(jobs.NAME, preset.slots, preset.cells, group_by=GROUP_BY.value)
-    files = {f"{jobs.NAME}.xml": xml, "nested.cpio": nested.image(image)}
-    done = virtual_host.run(preset.host, job, image, scratch, files=files, timeout=TIMEOUT, progress=step).require()
+    files = {f"{jobs.NAME}.xml": xml, "images/nested.cpio": nested.image(image)}
+    done = virtual_host.run(preset.host, job, image, scratch, files=files, timeout=TIMEOUT, progress=step, nice=nice, unwanted=unwanted)
+    done.require()
     return Shown(
         guest_tree.parse(done.out["host-tree"]),
         guest_tree.parse(done.out[f"{jobs.NAME}.console"]),

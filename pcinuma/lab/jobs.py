@@ -52,13 +52,13 @@ virsh dumpxml %(name)s >/job/out/live.xml
 """ % {"name": NAME}
 
 GUEST = """
-printed() { grep -q '%(end)s' /job/out/%(name)s.console; }
-wait_for 900 printed || give_up "the guest printed nothing: $(tail -n 3 /job/out/%(name)s.console)"
+printed() { grep -q '%(end)s' /consoles/%(name)s.console; }
+wait_for 900 printed || give_up "the guest printed nothing: $(tail -n 3 /consoles/%(name)s.console)"
 step "the guest has printed what it sees"
 """ % {"name": NAME, "end": END}
 
 READ = """
-has_read() { grep -q '%(end)s' /job/out/%(name)s.console; }
+has_read() { grep -q '%(end)s' /consoles/%(name)s.console; }
 wait_for 300 has_read || give_up "the guest read nothing"
 step "the guest has read its drives"
 """ % {"name": NAME, "end": READ_END}

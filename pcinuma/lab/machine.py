@@ -14,6 +14,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -66,10 +67,12 @@ def run(
     watch: Optional[Callable[[str], None]] = None,
     stop_at: Optional[str] = None,
     second_serial: Optional[str] = None,
+    unwanted: Optional[threading.Event] = None,
 ) -> Run:
     """Run QEMU with ``argv`` (no serial console in it) until it exits, ``stop_at`` shows on the console, or ``timeout`` seconds are over.
 
-    ``watch`` is called with each new complete line. Raises :class:`LabError` if QEMU refuses its command line.
+    ``watch`` is called with each new complete line; ``unwanted`` ends the machine when it is set. Raises :class:`LabError` if QEMU refuses
+    its command line.
     """
     console = scratch / "console.log"
     console.write_bytes(b"")
@@ -88,7 +91,7 @@ def run(
                     for line in lines[seen:]:
                         watch(line)
                     seen = len(lines)
-                if code is not None or (stop_at is not None and stop_at in text):
+                if code is not None or (stop_at is not None and stop_at in text) or (unwanted is not None and unwanted.is_set()):
                     break
                 if time.monotonic() - started > timeout:
                     timed_out = True
@@ -98,6 +101,8 @@ def run(
             if process.poll() is None:
                 process.kill()
             process.wait()
+        if code is not None and code < 0:
+            raise LabError(f"QEMU was killed by signal {-code}", hint="somebody did that, or the kernel for want of memory (see dmesg)")
         if code not in (None, 0):
             errors.seek(0)
             raise LabError(f"QEMU ended with {code}: {errors.read().strip()[-600:]}")

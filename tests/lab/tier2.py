@@ -60,7 +60,7 @@ def run(image: kernel.Kernel, scratch: Path) -> HostRun:
         f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
         f"{STRANGER}.xml": nested.domain(STRANGER, [at["nic1"]], {0: 0}, policy="required"),
         f"{BARE}.xml": nested.domain(BARE, [at["disk0"]], preset.cells),
-        "nested.cpio": nested.image(image),
+        "images/nested.cpio": nested.image(image),
     }
     names = {"vm": jobs.NAME, "stranger": STRANGER, "bare": BARE, "gone": at["disk0"]}
     return virtual_host.run(preset.host, JOB % names, image, scratch, files=files, timeout=1500)

@@ -16,7 +16,7 @@ def run(preset: Preset, image: kernel.Kernel, scratch: Path, *, read_disks: bool
     job += (jobs.PLACED if placed else "sleep 3\n") + jobs.START + jobs.GUEST + (jobs.READ if read_disks else "") + jobs.STOP
     files = {
         f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
-        "nested.cpio": nested.image(image, read_disks=read_disks),
+        "images/nested.cpio": nested.image(image, read_disks=read_disks),
     }
     return virtual_host.run(preset.host, job, image, scratch, files=files, timeout=1500)
 

@@ -1,0 +1,97 @@
+"""``pcinuma demo`` that does not come to its end: it says so, at once, and leaves neither a process nor a file behind."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+import pytest
+
+from pcinuma.lab import kernel
+from pcinuma.lab.virtual_host import CHECKOUT
+
+DEMO = [sys.executable, "-B", "-m", "pcinuma", "demo"]
+PROMPT = 20
+"""Seconds; a demonstration that ran on would need minutes."""
+
+
+class Running(NamedTuple):
+    """A demonstration whose hosts boot: two, or one where memory is short."""
+
+    process: subprocess.Popen[str]
+    hosts: list[psutil.Process]
+    scratch: Path
+
+
+@pytest.fixture
+def running(lab_kernel: kernel.Kernel) -> Iterator[Running]:
+    process = subprocess.Popen(DEMO, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        yield Running(process, *_hosts(process))
+    finally:
+        for left in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
+            left.kill()
+        process.communicate()
+
+
+def _hosts(process: subprocess.Popen[str]) -> tuple[list[psutil.Process], Path]:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if any("qemu" in child.name() for child in psutil.Process(process.pid).children()):
+            time.sleep(1)
+            hosts = [child for child in psutil.Process(process.pid).children() if "qemu" in child.name()]
+            found = re.search(r"/var/tmp/pcinuma-demo-[^/]+", " ".join(hosts[0].cmdline()))
+            assert found is not None
+            return hosts, Path(found[0])
+        time.sleep(0.1)
+    raise AssertionError(f"no virtual host came up: {process.communicate() if process.poll() is not None else process}")
+
+
+def ended(running: Running) -> str:
+    """Its words, when it has ended in time and left nothing."""
+    out, errors = running.process.communicate(timeout=PROMPT)
+    assert running.process.returncode == 1
+    assert out == ""
+    assert not [host for host in running.hosts if host.is_running() and host.status() != psutil.STATUS_ZOMBIE]
+    assert not running.scratch.exists()
+    return errors.splitlines()[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_with_both_hosts_and_all_files(running: Running, number: signal.Signals) -> None:
+    running.process.send_signal(number)
+    assert ended(running) == "pcinuma demo: stopped"
+
+
+def test_a_host_that_is_killed_ends_the_other_one_too(running: Running) -> None:
+    running.hosts[-1].kill()
+    assert ended(running).startswith("pcinuma demo: QEMU was killed by signal 9")
+
+
+def test_keep_without_a_terminal_is_refused_before_anything_boots() -> None:
+    done = subprocess.run([*DEMO, "--keep"], cwd=CHECKOUT, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=PROMPT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "terminal" in done.stderr
+
+
+def test_keep_and_json_do_not_go_together() -> None:
+    done = subprocess.run([*DEMO, "--keep", "--json"], cwd=CHECKOUT, capture_output=True, text=True, timeout=PROMPT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "do not go together" in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a program takes a mount namespace")
+def test_a_missing_program_is_named_with_what_installs_it(tmp_path: Path) -> None:
+    hide = f"mount --bind {tmp_path} /usr/sbin && exec env PATH=/usr/bin {' '.join(DEMO)}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", hide], cwd=CHECKOUT, capture_output=True, text=True, timeout=PROMPT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "libvirtd is not installed" in done.stderr
+    assert "install.sh --demo" in done.stderr
