@@ -1,7 +1,8 @@
 """pcinuma's metadata element, ``{urn:pcinuma:domain:1}pcinuma`` (a frozen format).
 
 The owner writes ``policy``, ``group-by`` and ``<keep device="…"/>``; pcinuma alone writes ``<placement>``. Children are accepted with the
-namespace and without, since ``<keep>`` below a prefixed element is easily written so.
+namespace and without, since ``<keep>`` below a prefixed element is easily written so. Where ``<metadata>`` or pcinuma's element was there
+and empty, ``<placement>`` says so by ``empty="metadata"`` or ``empty="pcinuma"``, so that taking it out leaves what was there.
 """
 
 from __future__ import annotations
@@ -54,24 +55,30 @@ def read(root: etree._Element) -> Metadata:
 
 
 def write_placement(document: Document, placement: Optional[Placement]) -> None:
-    """Put ``placement`` in the place of the old one; None takes it out, and with it whatever pcinuma's element leaves empty."""
-    element = find(document.root)
+    """Put ``placement`` in the place of the old one; None takes it out, and with it whatever it leaves empty and was not there before."""
+    element, was_empty = find(document.root), None
     if element is not None:
+        if not len(element) and not element.attrib:
+            was_empty = "pcinuma"
         for old in _children(element, "placement"):
+            was_empty = {"metadata": "metadata", "pcinuma": "pcinuma"}.get(old.get("empty", ""))
             remove(old)
     if placement is None:
-        if element is not None and not len(element) and not element.attrib:
+        if element is not None and not len(element) and not element.attrib and was_empty != "pcinuma":
             parent = element.getparent()
             assert parent is not None
             remove(element)
-            if not len(parent) and not (parent.text or "").strip():
+            if was_empty != "metadata" and _is_blank(parent):
                 remove(parent)
         return
     if element is None:
+        parent = document.root.find("metadata")
+        was_empty = "metadata" if parent is not None and _is_blank(parent) else None
         element = _create(document.root)
     slot = document.slot()
     append(element, slot)
-    document.fill(slot, _placement_text(placement, f"{element.prefix}:" if element.prefix else "", space_before(slot)))
+    prefix = f"{element.prefix}:" if element.prefix else ""
+    document.fill(slot, _placement_text(placement, prefix, space_before(slot), was_empty))
 
 
 def original_address(entry: Original) -> Optional[PciAddress]:
@@ -104,14 +111,19 @@ def _create(root: etree._Element) -> etree._Element:
     return element
 
 
-def _placement_text(placement: Placement, prefix: str, before: str) -> str:
+def _is_blank(element: etree._Element) -> bool:
+    return not len(element) and not (element.text or "").strip()
+
+
+def _placement_text(placement: Placement, prefix: str, before: str, was_empty: Optional[str]) -> str:
     deeper = before + "  " if before else ""
     parts = [f"{deeper}<{prefix}controller index='{index}'/>" for index in placement.controllers]
     for source, attributes in placement.devices:
         spelled = "".join([attribute(name, value) for name, value in attributes])
         parts.append(f"{deeper}<{prefix}device{attribute('source', source)}{spelled}/>")
     content = f">{''.join(parts)}{before}</{prefix}placement>" if parts else "/>"
-    return f"<{prefix}placement group-by='{placement.group_by.value}'{content}"
+    empty = f" empty='{was_empty}'" if was_empty else ""
+    return f"<{prefix}placement group-by='{placement.group_by.value}'{empty}{content}"
 
 
 def _children(element: etree._Element, name: str) -> list[etree._Element]:

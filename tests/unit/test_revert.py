@@ -5,9 +5,14 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
 from pcinuma.engine import Request, place, revert
-from pcinuma.settings import Settings
+from pcinuma.placement.reason import Outcome
+from pcinuma.settings import GroupBy, Settings
 from tests.hosts.domains import Domain
+from tests.hosts.edits import with_device
+from tests.hosts.libvirt_format import define, missing
 from tests.hosts.machines import two_sockets
 
 
@@ -44,3 +49,23 @@ def test_a_vacated_address_that_an_emulated_device_took_is_not_given_twice(tmp_p
     stranger = b"    <rng model='virtio'><address type='pci' domain='0x0000' bus='" + bus + b"' slot='0x00' function='0x0'/></rng>\n"
     taken_back = revert(placed.replace(b"  </devices>", stranger + b"  </devices>")).xml
     assert not any(b"bus='" + bus + b"'" in address for address in _guest_addresses(taken_back))
+
+
+@pytest.mark.parametrize("stood", ["", "  <metadata/>\n", "  <metadata>\n    <p:pcinuma xmlns:p='urn:pcinuma:domain:1'/>\n  </metadata>\n"])
+def test_metadata_that_was_empty_is_so_again_and_what_was_not_there_is_gone(stood: str, tmp_path: Path) -> None:
+    root = two_sockets().write(tmp_path)
+    plain = Domain().cells("0-1", "2-3").memnode(0, "0").memnode(1, "1").hostdev("17:00.0").formatted()
+    given = plain.replace(b"</uuid>\n", b"</uuid>\n" + stood.encode())
+    placed = place(given, Request(root=root)).xml
+    assert revert(placed).xml == given
+    more = place(with_device("18:00.0")(placed), Request(root=root))  # written anew
+    assert more.outcome is Outcome.PLACED
+    assert revert(more.xml).xml.count(b"metadata") == given.count(b"metadata")
+    afresh = place(placed, Request(root=root, replan=True, group_by=GroupBy.NODE)).xml
+    assert b"node" in afresh and revert(afresh).xml == given
+    if missing():
+        pytest.skip(f"the real libvirt: {missing()}")
+    ((kept, error),) = define([placed])
+    assert error is None and kept is not None
+    (as_it_was, _), (back, _) = define([given, revert(kept).xml])
+    assert back == as_it_was
