@@ -24,8 +24,8 @@ You are root on the virtual host. %(name)s is defined and placed; nothing that y
 Try: pcinuma topology %(name)s, pcinuma explain %(name)s, virsh start %(name)s. The host ends with this shell (exit or Ctrl-D).
 TEXT
 step "%(ready)s"
-stty rows %(rows)d cols %(columns)d </dev/ttyS1
-setsid -c env TERM="$(cat /job/terminal)" PS1='virtual-host# ' bash --norc -i </dev/ttyS1 >/dev/ttyS1 2>&1
+shell="stty rows %(rows)d cols %(columns)d; PS1='virtual-host# ' exec bash --norc -i"
+TERM="$(cat /job/terminal)" setsid -c sh -c "$shell" </dev/ttyS1 >/dev/ttyS1 2>&1
 """
 READY = "the shell is ready"
 

@@ -33,7 +33,9 @@ class Running(NamedTuple):
 
 @pytest.fixture
 def running(lab_kernel: kernel.Kernel) -> Iterator[Running]:
-    process = subprocess.Popen(DEMO, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        DEMO, cwd=CHECKOUT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
     try:
         yield Running(process, *_hosts(process))
     finally:
@@ -68,6 +70,11 @@ def ended(running: Running) -> str:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_it_with_both_hosts_and_all_files(running: Running, number: signal.Signals) -> None:
     running.process.send_signal(number)
+    assert ended(running) == "pcinuma demo: stopped"
+
+
+def test_a_terminal_s_ctrl_c_reaches_the_hosts_too_and_ends_it_the_same_way(running: Running) -> None:
+    os.killpg(running.process.pid, signal.SIGINT)
     assert ended(running) == "pcinuma demo: stopped"
 
 
