@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import NamedTuple, Optional
 
-_BDF = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([0-9a-fA-F]{2})\.([0-7])\Z")
+_BDF = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([01][0-9a-fA-F])\.([0-7])\Z")
 
 
 class PciAddress(NamedTuple):
@@ -30,6 +30,9 @@ class PciAddress(NamedTuple):
         if match is None:
             return None
         domain, bus, slot, function = match.groups()
-        if int(slot, 16) > 31:
-            return None
         return cls(int(domain, 16), int(bus, 16), int(slot, 16), int(function))
+
+
+def is_address(text: str) -> bool:
+    """Whether :meth:`PciAddress.parse` would find an address."""
+    return _BDF.match(text) is not None

@@ -42,7 +42,7 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
     for old, seat in plan.strangers:
         set_address(elements.others[old], seat, None)
     for move in plan.moves:
-        set_address(elements.devices[move.source], move.address, move.multifunction)
+        set_address(elements.devices[move.source], move.address, move.multifunction, elements.addresses.get(move.source))
     metadata.write_placement(document, plan.placement)
 
 
@@ -99,9 +99,12 @@ def _restore_addresses(domain: Domain, elements: Elements, back: list[Original],
             taken.add(address)
 
 
-def set_address(element: etree._Element, address: Optional[PciAddress], multifunction: Optional[str]) -> None:
-    """Give a device element the guest address ``address``, or none."""
-    present = child(element, "address")
+def set_address(
+    element: etree._Element, address: Optional[PciAddress], multifunction: Optional[str], present: Optional[etree._Element] = None
+) -> None:
+    """Give a device element the guest address ``address``, or none. ``present``: its ``<address>``, where that is known."""
+    if present is None:
+        present = child(element, "address")
     if address is None:
         if present is not None:
             remove(present)
@@ -112,7 +115,8 @@ def set_address(element: etree._Element, address: Optional[PciAddress], multifun
     if len(present.attrib) > 5 or len(present):
         _clear(present)
     for name, value in _spelled(address, multifunction):
-        present.set(name, value)
+        if present.get(name) != value:
+            present.set(name, value)
 
 
 def restore_address(element: etree._Element, entry: Original) -> None:
@@ -162,6 +166,7 @@ def _add_controllers(document: Document, devices: etree._Element, new: tuple[Con
 def _controller_text(new: Controller, before: str) -> str:
     """A controller as libvirt formats one; every value in it is a number or one of libvirt's own words."""
     deeper = before + "  " if before else ""
+    content = f"{deeper}<model name='spapr-pci-host-bridge'/>" if new.model == "pci-root" else ""
     attributes = ""
     if new.target_index is not None:
         attributes += f" index='{new.target_index}'"
@@ -170,24 +175,23 @@ def _controller_text(new: Controller, before: str) -> str:
     if new.chassis is not None:
         attributes += f" chassis='{new.chassis}'"
     if new.hotplug is not None:
-        attributes += f" hotplug='{'on' if new.hotplug else 'off'}'"
-    parts = []
-    if new.model == "pci-root":
-        parts.append("<model name='spapr-pci-host-bridge'/>")
+        attributes += " hotplug='on'" if new.hotplug else " hotplug='off'"
     if new.node is not None:
         inner = deeper + "  " if before else ""
-        parts.append(f"<target{attributes}>{inner}<node>{new.node}</node>{deeper}</target>")
+        content += f"{deeper}<target{attributes}>{inner}<node>{new.node}</node>{deeper}</target>"
     elif attributes:
-        parts.append(f"<target{attributes}/>")
+        content += f"{deeper}<target{attributes}/>"
     if new.address is not None:
-        spelled = "".join(f" {name}='{value}'" for name, value in _spelled(new.address, "on" if new.multifunction else None))
-        parts.append(f"<address{spelled}/>")
-    content = "".join(deeper + part for part in parts)
+        _, bus, slot, function = new.address
+        several = " multifunction='on'" if new.multifunction else ""
+        content += (
+            f"{deeper}<address type='pci' domain='0x0000' bus='{_TWO[bus]}' slot='{_TWO[slot]}' function='{_ONE[function]}'{several}/>"
+        )
     return f"<controller type='pci' index='{new.index}' model='{new.model}'>{content}{before}</controller>"
 
 
-def _spelled(address: PciAddress, multifunction: Optional[str]) -> list[tuple[str, str]]:
+def _spelled(address: PciAddress, multifunction: Optional[str]) -> tuple[tuple[str, str], ...]:
     """An address as libvirt formats it."""
     _, bus, slot, function = address  # the guest's PCI domain is always 0
-    spelled = [("type", "pci"), ("domain", "0x0000"), ("bus", _TWO[bus]), ("slot", _TWO[slot]), ("function", _ONE[function])]
-    return spelled if multifunction is None else [*spelled, ("multifunction", multifunction)]
+    spelled = ("type", "pci"), ("domain", "0x0000"), ("bus", _TWO[bus]), ("slot", _TWO[slot]), ("function", _ONE[function])
+    return spelled if multifunction is None else (*spelled, ("multifunction", multifunction))

@@ -13,7 +13,7 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Original, Placement
-from pcinuma.domain.xml import Document, append, attribute, insert_after, insert_first, number, remove, space_before
+from pcinuma.domain.xml import USUAL, Document, append, attribute, insert_after, insert_first, number, remove, space_before
 from pcinuma.errors import DomainError
 from pcinuma.settings import GroupBy, Policy
 
@@ -127,7 +127,8 @@ def _placement_text(placement: Placement, prefix: str, before: str, was_empty: O
 
 
 def _children(element: etree._Element, name: str) -> list[etree._Element]:
-    return [child for child in element if child.tag in (f"{{{NAMESPACE}}}{name}", name)]
+    tags = f"{{{NAMESPACE}}}{name}", name
+    return [child for child in element if child.tag in tags]
 
 
 def _placement(element: etree._Element) -> Placement:
@@ -137,10 +138,11 @@ def _placement(element: etree._Element) -> Placement:
         source = child.get("source")
         if not source:
             raise DomainError("<device> names no source", subject="pcinuma's metadata")
-        for name in ("domain", "bus", "slot", "function"):
-            if child.get(name) is not None:
-                number(child.get(name), f"pcinuma's metadata, <device source='{source}'> {name}")
-        originals.append(Original(source, original_attributes(child)))
+        attributes = original_attributes(child)
+        for name, value in attributes:
+            if value not in USUAL and name != "multifunction":
+                number(value, f"pcinuma's metadata, <device source='{source}'> {name}")
+        originals.append(Original(source, attributes))
     indexes = [number(child.get("index"), "pcinuma's metadata, <controller index>") for child in _children(element, "controller")]
     return Placement(
         GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals)

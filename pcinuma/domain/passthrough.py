@@ -64,7 +64,9 @@ def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional
 
 def _at_host_address(element: etree._Element, form: Form) -> Named:
     source = child(element, "source")
-    address = None if source is None else child(source, "address")
+    address = source[0] if source is not None and len(source) == 1 else None
+    if address is None or address.tag != "address":
+        address = None if source is None else child(source, "address")
     try:
         host = read_address(address, "host address")
     except DomainError:

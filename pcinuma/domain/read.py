@@ -38,9 +38,13 @@ _MACHINES_OF_VIRT = ("aarch64", "arm", "armv7l", "armv6l")
 
 
 class Elements(NamedTuple):
-    """Where in the document the things of a :class:`Domain` are, for edits: by source, by controller index, by address."""
+    """Where in the document the things of a :class:`Domain` are, for edits: by source, by controller index, by address.
+
+    ``addresses``: the ``<address>`` of a device that has one.
+    """
 
     devices: Mapping[str, etree._Element]
+    addresses: Mapping[str, etree._Element]
     controllers: Mapping[int, etree._Element]
     others: Mapping[PciAddress, etree._Element]
 
@@ -85,6 +89,7 @@ class _Reader:
         self.controller_elements: dict[int, etree._Element] = {}
         self.devices: list[Passthrough] = []
         self.device_elements: dict[str, etree._Element] = {}
+        self.address_elements: dict[str, etree._Element] = {}
         self.others: dict[PciAddress, etree._Element] = {}
         self.unaddressed = 0
 
@@ -134,7 +139,7 @@ class _Reader:
         warnings = (*domain.warnings, *(f"<keep device='{name}'/> names no device of this domain" for name in unknown))
         if unknown:
             domain = Domain(**{**domain.__dict__, "warnings": warnings})
-        return domain, Elements(self.device_elements, self.controller_elements, self.others)
+        return domain, Elements(self.device_elements, self.address_elements, self.controller_elements, self.others)
 
     def _trouble(self, error: DomainError) -> None:
         self.problem = self.problem or error.sentence()
@@ -226,7 +231,10 @@ class _Reader:
         if problem is not None:
             self.problem = self.problem or problem
         self.devices.append(Passthrough(source, form, host, name, address, original, given, problem))
-        self.device_elements.setdefault(source, element)
+        if source not in self.device_elements:
+            self.device_elements[source] = element
+            if address_element is not None:
+                self.address_elements[source] = address_element
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, source))
 

@@ -28,7 +28,7 @@ class Document:
 
     def __init__(self, xml: bytes) -> None:
         """Parse ``xml``. Raises UnusableInput for anything but a well-formed document whose root is ``<domain>``."""
-        parser = etree.XMLParser(resolve_entities=False, no_network=True, strip_cdata=False, remove_blank_text=False)
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, strip_cdata=False, collect_ids=False)
         try:
             self.root = etree.fromstring(xml, parser)
         except (etree.XMLSyntaxError, ValueError) as error:

@@ -17,7 +17,7 @@ import re
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from pcinuma.address import PciAddress
+from pcinuma.address import PciAddress, is_address
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.nodes import Nodes
 from pcinuma.host.sysfs import Sysfs
@@ -29,7 +29,7 @@ _ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
 _ADDRESS_BITS = re.compile(rb"^address sizes\s*:\s*(\d+) bits physical", re.MULTILINE)
 _IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
-UPSTREAM_PORT, DOWNSTREAM_PORT, ROOT_PORT = 5, 6, 4
+UPSTREAM_PORT, ROOT_PORT = 5, 4
 
 
 class Route(NamedTuple):
@@ -129,8 +129,8 @@ class HostReader:
         position = 0
         while position + 1 < len(below):
             upper, lower = below[position], below[position + 1]
-            kinds = (self._port_type(upper), self._port_type(lower))
-            if kinds in ((UPSTREAM_PORT, DOWNSTREAM_PORT), (None, None)):
+            kind = self._port_type(upper)
+            if kind == UPSTREAM_PORT or (kind is None and self._port_type(lower) is None):  # below it are downstream ports
                 pairs.append((upper, lower))
                 position += 2
             else:
@@ -215,7 +215,7 @@ def parse_route(parts: list[str]) -> Route:
         if _ROOT_COMPLEX.match(part):
             root_complex = root_complex or part
             bridges = []
-        elif root_complex is not None and PciAddress.parse(part) is not None:
+        elif root_complex is not None and is_address(part):
             bridges.append(part)
             parents.append(part)
     return Route(root_complex, tuple(bridges), tuple(parents))

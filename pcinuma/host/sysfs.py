@@ -62,10 +62,15 @@ class Sysfs:
     def read_bytes(self, path: str, size: int) -> bytes:
         """The first ``size`` bytes of ``path``, as many as it gives; empty if it cannot be read."""
         try:
-            with open(self._prefix + path, "rb", buffering=0) as file:
-                return file.read(size) or b""
+            descriptor = os.open(self._prefix + path, _FLAGS)
         except OSError:
             return b""
+        try:
+            return os.read(descriptor, size)
+        except OSError:
+            return b""
+        finally:
+            os.close(descriptor)
 
     def link(self, path: str) -> Optional[str]:
         """The target of the symbolic link ``path``; None if it is not there or is no link."""

@@ -133,18 +133,19 @@ class Attempt:
 
     def _leave_slots(self, newcomers: list[Unit]) -> None:
         """The same on machines whose roots take devices directly: there must be a slot of the main root for each."""
-        count = self._waiting(newcomers)
-        if count and self.domain.placement is None and self.domain.machine is not MachineKind.PCIE:
-            self.layout.require_main_slots(count)
+        if self.domain.placement is None and self.domain.machine is not MachineKind.PCIE:
+            self.layout.require_main_slots(self._waiting(newcomers))
 
     def _waiting(self, newcomers: list[Unit]) -> int:
         """How many devices libvirt has yet to find an address for."""
-        moving = {device.source for unit in newcomers for device in unit.devices}
-        return self.domain.unaddressed + sum(
-            1 for unit in self.units for d in unit.devices if d.address is None and d.source not in moving
-        )
+        waiting = {d.source for unit in self.units for d in unit.devices if d.address is None}
+        if waiting:
+            waiting.difference_update([device.source for unit in newcomers for device in unit.devices])
+        return self.domain.unaddressed + len(waiting)
 
     def _move_strangers(self) -> None:
+        if not self.standing.ours:
+            return
         for occupant in sorted(self.domain.occupants, key=lambda occupant: occupant.address):
             if occupant.kind is not OccupantKind.OTHER or occupant.address in self.wish.ran_with:
                 continue
@@ -303,10 +304,11 @@ class Attempt:
         return port in self.standing.ours and self.layout.controllers[port].model == model and self.layout.is_free(port)
 
     def _plug(self, unit: Unit, bus: int, slot: int = 0) -> None:
+        several = len(unit.devices) > 1
         for device, function in zip(unit.devices, unit.functions()):
             address = PciAddress(0, bus, slot, function)
             self.layout.take(address)
-            multifunction = "on" if function == 0 and len(unit.devices) > 1 else None
+            multifunction = "on" if several and function == 0 else None
             self.moves.append(Move(device.source, address, multifunction))
             self.seats[device.source] = address
             if unit.reason is not None:

@@ -9,6 +9,7 @@ That order is why new ports are appended behind the last one: only then no bus t
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Iterable, Optional
 
 from pcinuma.address import PciAddress
@@ -50,9 +51,10 @@ class Layout:
                 self._expanders.append(index)
             if index > 0 and not self._is_phb(controller):
                 self._attach(index, controller.address.bus if controller.address else 0)
-        for occupant in domain.occupants:
-            _, bus, slot, function = occupant.address
-            self.taken.setdefault(bus, set()).add(slot << 3 | function)
+        taken: dict[int, set[int]] = defaultdict(set)
+        for (_, bus, slot, function), _, _ in domain.occupants:
+            taken[bus].add(slot << 3 | function)
+        self.taken.update(taken)
 
     # What is there.
 
@@ -77,8 +79,8 @@ class Layout:
 
     def bridges_below(self, index: int) -> int:
         """How many bridges lie below controller ``index``, at any depth."""
-        below = self.children.get(index, ())
-        return len(below) + sum(self.bridges_below(child) for child in below)
+        below = self.children.get(index)
+        return len(below) + sum([self.bridges_below(child) for child in below if child in self.children]) if below else 0
 
     def is_free(self, index: int) -> bool:
         """Whether nothing is plugged into controller ``index``."""
@@ -113,7 +115,8 @@ class Layout:
 
     def take(self, address: PciAddress) -> None:
         """Mark a guest address as occupied."""
-        self.taken.setdefault(address.bus, set()).add(_devfn(address))
+        _, bus, slot, function = address
+        self.taken.setdefault(bus, set()).add(slot << 3 | function)
 
     def release(self, address: PciAddress) -> None:
         """Mark a guest address as free."""
@@ -164,7 +167,7 @@ class Layout:
         libvirt would put what finds none there on the next bus by index, which is an expander.
         """
         used = {devfn >> 3 for devfn in self.taken.get(0, ())} | {0, *((1,) if self.machine is MachineKind.PCI else ())}
-        if 32 - len(used) < count:
+        if count and 32 - len(used) < count:
             raise NoRoom(f"{count} devices want a slot of the main PCI root where {32 - len(used)} are free")
 
     def free_main_slot(self) -> int:
@@ -255,17 +258,11 @@ class Layout:
         return new.index
 
     def _add_function(self, parent: int, model: str, *, dense: bool, hotplug: Optional[bool]) -> int:
-        used = self.taken.get(parent, set())
-        last = max(used, default=-1)
-        dense = dense or any(devfn & 7 for devfn in used)
-        if last < 0:
-            devfn = 0
-        elif dense and model == "pcie-root-port":
+        used = self.taken.get(parent)
+        last = max(used) if used else -1
+        devfn = (last | 7) + 1 if used else 0
+        if used and model == "pcie-root-port" and (dense or devfn > 255 or any(devfn & 7 for devfn in used)):
             devfn = last + 1
-        else:
-            devfn = (last | 7) + 1
-            if devfn > 255 and model == "pcie-root-port":
-                devfn = last + 1
         if devfn > 255:
             raise NoRoom("all slots of the bus are used")
         if devfn & 7 and not self._gain_multifunction(parent, devfn):
@@ -329,13 +326,12 @@ class Layout:
     def _free_main_slot(self, *, from_slot: int) -> int:
         used = {devfn >> 3 for devfn in self.taken.get(0, ())}
         used |= {0, 1, 2} if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
-        order = [*range(from_slot, 32), *range(2, from_slot)]
-        if self.machine is MachineKind.PCIE:
-            order = [*(slot for slot in order if slot not in _HABITUAL_MAIN_SLOTS), *_HABITUAL_MAIN_SLOTS]
-        free: list[int] = [slot for slot in order if slot not in used]
-        if not free:
-            raise NoRoom("no slot is left on the main PCI root")
-        return free[0]
+        habitual: tuple[int, ...] = _HABITUAL_MAIN_SLOTS if self.machine is MachineKind.PCIE else ()
+        order: list[int] = [*range(from_slot, 32), *range(2, from_slot), *habitual]
+        for position, slot in enumerate(order):
+            if slot not in used and (slot not in habitual or position >= len(order) - len(habitual)):
+                return slot
+        raise NoRoom("no slot is left on the main PCI root")
 
 
 def _devfn(address: Optional[PciAddress]) -> int:

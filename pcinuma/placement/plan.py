@@ -47,12 +47,13 @@ def make_plan(
     for grouping in groupings(domain, wish.group_by):
         for spare_ports in sorted({wish.spare_ports, 0}, reverse=True):
             try:
-                found = _attempt(domain, units, grouping, replace(wish, spare_ports=spare_ports), frozenset())
+                wanted = wish if spare_ports == wish.spare_ports else replace(wish, spare_ports=spare_ports)
+                found = _attempt(domain, units, grouping, wanted, frozenset())
             except NoRoom as error:
                 why = why or error
                 continue
             coarser = why is not None and grouping is not wish.group_by and domain.placement is None
-            return replace(found, stepped_down=f"group-by {wish.group_by.value} does not fit ({why})" if coarser else None)
+            return replace(found, stepped_down=f"group-by {wish.group_by.value} does not fit ({why})") if coarser else found
     assert why is not None
     if domain.placement is None:
         raise why
