@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,22 +20,22 @@ PACKAGES = (
     *("qemu-system-x86", "qemu-system-arm", "qemu-system-ppc", "ovmf", "qemu-efi-aarch64"),
     *("python3", "python3-libvirt", "python3-lxml", "python3-psutil", "python3-structlog"),
 )
+PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 @dataclass(frozen=True)
 class Release:
-    """A Debian release. ``why``: what makes it worth a run. ``borrowed``: Python packages that are too old there, and are unpacked
-    over its own from this machine's distribution."""
+    """A Debian release. ``why``: what makes it worth a run. ``modular``: its modular daemons are built and tried too."""
 
     suite: str
     why: str
-    borrowed: tuple[str, ...] = ()
+    modular: bool = False
 
 
 RELEASES = (
-    Release("bullseye", "the oldest that Debian has: libvirt 7.0, QEMU 5.2, Python 3.9", ("python3-structlog",)),
-    Release("trixie", "the present stable: libvirt 11.3, QEMU 10.0"),
-    Release("sid", "the newest that Debian has"),
+    Release("bullseye", "the oldest that Debian has: libvirt 7.0, QEMU 5.2, Python 3.9, structlog 20.1"),
+    Release("trixie", "the present stable: libvirt 11.3, QEMU 10.0", modular=True),
+    Release("sid", "the newest that Debian has", modular=True),
 )
 
 
@@ -47,15 +48,13 @@ def folder() -> Path:
     return Path(os.environ.get("PCINUMA_CHROOTS", "/var/tmp/pcinuma-chroots"))
 
 
-def made(release: Release) -> bool:
-    """Whether the chroot is there already."""
-    return (folder() / release.suite).is_dir()
-
-
 def chroot(release: Release) -> Path:
     """The root directory of ``release``; made if it is not there (one to three minutes). Needs root and the network."""
     target = folder() / release.suite
     if target.is_dir():
+        lacking = sorted(set(PACKAGES) - installed(target))
+        if lacking:
+            install(target, lacking)
         return target
     folder().mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")
@@ -65,14 +64,28 @@ def chroot(release: Release) -> Path:
     # apt resolves what debootstrap's --include cannot (virtual packages, pre-dependencies); no service may start there.
     (unfinished / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     (unfinished / "usr/sbin/policy-rc.d").chmod(0o755)
-    # A mirror may be older than its own promise to be fresh (a frozen copy of sid): what it has is what is tested.
-    stale = "-o Acquire::Check-Valid-Until=false"
-    install = f"apt-get -q {stale} update && apt-get -q -y --no-install-recommends install \"$@\" && apt-get -q clean"
-    _run(["chroot", str(unfinished), "sh", "-c", install, "sh", *PACKAGES], {**environment, "DEBIAN_FRONTEND": "noninteractive"})
-    for package in release.borrowed:
-        _unpack(package, unfinished)
+    install(unfinished, PACKAGES)
     unfinished.rename(target)
     return target
+
+
+def install(root: Path, packages: Sequence[str]) -> None:
+    """Install packages in a chroot, from its own release."""
+    # A mirror may be older than its own promise to be fresh (a frozen copy of sid): what it has is what is tested.
+    stale = "-o Acquire::Check-Valid-Until=false"
+    script = f'apt-get -q {stale} update && apt-get -q -y --no-install-recommends install "$@" && apt-get -q clean'
+    environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root", "DEBIAN_FRONTEND": "noninteractive"}
+    _run(["chroot", str(root), "sh", "-c", script, "sh", *packages], environment)
+
+
+def installed(root: Path) -> set[str]:
+    """The names of the packages that are installed in a chroot."""
+    found = set()
+    for entry in (root / "var/lib/dpkg/status").read_text().split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in entry.splitlines() if ": " in line and not line.startswith(" "))
+        if fields.get("Status", "").endswith(" installed"):
+            found.add(fields["Package"])
+    return found
 
 
 def _run(command: list[str], environment: dict[str, str]) -> None:
@@ -102,10 +115,10 @@ def _mirror() -> str:
 
 def _debootstrap() -> tuple[dict[str, str], str]:
     """debootstrap's environment and path: the installed one, else its package unpacked."""
-    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "HOME": "/root"}
-    installed = shutil.which("debootstrap", path=environment["PATH"])
-    if installed:
-        return environment, installed
+    environment = {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root"}
+    program = shutil.which("debootstrap", path=PATH)
+    if program:
+        return environment, program
     unpacked = folder() / "debootstrap"
     if not (unpacked / "usr/sbin/debootstrap").exists():
         _unpack("debootstrap", unpacked)

@@ -7,7 +7,8 @@ connects to :attr:`PrivateLibvirt.uri` from its own process and reads logs and s
 machine's own, at the same paths inside and outside.
 
 Lifetime: the namespaces end, with every process in them, when the context manager is left, and also when the test process dies in
-any way. Several instances run side by side. With ``root`` the same is done inside a chroot of another distribution.
+any way. Several instances run side by side. With ``root`` the same is done inside a chroot of another distribution; where
+``PCINUMA_TEST_MODULAR`` names a folder with virtqemud and virtproxyd, these run in libvirtd's place.
 
 What can be started here: guests with emulated devices. A domain with a real passthrough device (hostdev, nvme disk, mdev, vDPA)
 can be *defined*, and a start of it runs the qemu hook at ``prepare begin`` and then fails in libvirt, since there is no VFIO.
@@ -119,6 +120,8 @@ class PrivateLibvirt:
         self.host_tree = host_tree
         self.base = Path(tempfile.mkdtemp(prefix="pcinuma-host-"))
         self.uri = f"qemu+unix:///system?socket={self.path('/run/libvirt/libvirt-sock')}"
+        self._modular = os.environ.get("PCINUMA_TEST_MODULAR")
+        self._daemons = ("virtqemud", "virtproxyd") if self._modular else ("libvirtd",)
         self._libvirtd_wanted = libvirtd
         self._sys = [str(host_tree / "sys")] if show_tree and host_tree else []
         self._namespace: Optional[subprocess.Popen[bytes]] = None
@@ -168,7 +171,10 @@ class PrivateLibvirt:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "var/run").symlink_to("/run")
         libvirt_folder = self.base / "etc/libvirt"
-        (libvirt_folder / "libvirtd.conf").write_text(LIBVIRTD_CONF)
+        for daemon in self._daemons:
+            (libvirt_folder / f"{daemon}.conf").write_text(LIBVIRTD_CONF)
+        if self._modular:
+            shutil.copytree(self._modular, self.path("/run/modular"))
         (libvirt_folder / "qemu.conf").write_text(QEMU_CONF)
         (libvirt_folder / "virtlogd.conf").write_text("")
         if self.root in _probed:
@@ -273,7 +279,8 @@ class PrivateLibvirt:
         """Start virtlogd (if it is not there) and libvirtd, and wait until libvirtd answers."""
         if not self.processes("virtlogd"):
             self.run(["virtlogd", "-d", "-p", "/run/virtlogd.pid"])
-        self.run(["libvirtd", "-d", "-p", "/run/libvirtd.pid"])
+        for daemon in self._daemons:
+            self.run([f"/run/modular/{daemon}" if self._modular else daemon, "-d", "-p", f"/run/{daemon}.pid"])
         try:
             until(self._answers, "libvirtd to answer", START_TIMEOUT, 0.02)
         except HarnessError as error:
@@ -294,7 +301,7 @@ class PrivateLibvirt:
 
     def stop_libvirtd(self, *, kill: bool = False) -> None:
         """Stop libvirtd (``kill``: by SIGKILL). Guests keep running, as on any host."""
-        daemons = self.processes("libvirtd")
+        daemons = [process for name in self._daemons for process in self.processes(name)]
         for daemon in daemons:
             daemon.kill() if kill else daemon.terminate()
         until(lambda: all(map(ended, daemons)), "libvirtd to stop", 30)
@@ -316,7 +323,7 @@ class PrivateLibvirt:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(hook, target)
         target.chmod(0o755)
-        if self.processes("libvirtd"):
+        if self.processes(self._daemons[0]):
             self.restart()
         return target
 
