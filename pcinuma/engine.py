@@ -4,7 +4,8 @@ Flow: ``domain.read`` parses the XML; ``survey`` reads, live and below the reque
 ``placement.plan`` decides; ``domain.edit`` applies. The caller gets a :class:`Result`, always: whatever goes wrong on the way ends in
 :func:`place`, the one boundary, as outcome ``fallback``. Only input that is no domain XML raises (UnusableInput).
 
-No call here ever asks libvirt; what only libvirt knows (the members of hostdev pools) is part of the request.
+No call here ever asks libvirt; what only libvirt knows (members of hostdev pools, parents of inactive mediated devices) is part of
+the request.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ class Request:
     """What to place for and where to read the host.
 
     ``root``: the directory that holds ``sys/``. ``group_by`` and ``policy``: a caller's explicit wish; None leaves it to the domain's
-    metadata and then to ``settings``. ``pools``: network name -> host addresses of a hostdev pool's members, for the networks that
-    libvirt was asked about. ``replan``: lay a placed domain out afresh. ``ran_with``: guest addresses of devices that somebody put on
-    one of our ports and that the guest already ran with: they stay.
+    metadata and then to ``settings``. ``pools``: what libvirt was asked about: network name -> host addresses of a hostdev pool's members,
+    UUID of an inactive mediated device -> its parent's. ``replan``: lay a placed domain out afresh. ``ran_with``: guest addresses of
+    devices that somebody put on one of our ports and that the guest already ran with: they stay.
     """
 
     root: Path = Path("/")

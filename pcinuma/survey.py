@@ -136,13 +136,22 @@ class _Surveyor:
         """The place of the PCI device behind ``device``; None where there is none (a software vDPA device)."""
         address = device.host
         if device.form is Form.MDEV:
-            address = self.reader.mdev_parent(device.name or "")
+            address = self._mdev_parent(device.name or "")
         elif device.form is Form.VDPA:
             address = self.reader.vdpa_parent(device.name or "")
         if address is None:
             return None
         self.hosts[device.source] = address
         return self.reader.place(address, switches=self.switches)
+
+    def _mdev_parent(self, uuid: str) -> Optional[PciAddress]:
+        """The parent in sysfs; of an inactive device what libvirt told of it."""
+        try:
+            return self.reader.mdev_parent(uuid)
+        except DeviceAbsent:
+            if uuid not in self.pools:
+                raise
+            return self.pools[uuid][0]
 
     def _pool_place(self, device: Passthrough) -> tuple[Optional[Place], Optional[Reason]]:
         """The place that all members of a hostdev pool share; else None and why."""

@@ -31,7 +31,7 @@ FORMS = {
             "libvirt/test_reconciler.py",
         ],
     ),
-    "mdev": ("`hostdev type='mdev'`", [BOOTED]),
+    "mdev": ("`hostdev type='mdev'`; inactive ones where libvirt may be asked", [BOOTED, "libvirt/test_mdevs.py"]),
     "nvme-disk": ("`disk type='nvme'` on virtio", [BOOTED]),
     "vdpa": ("vDPA interfaces, and disks on virtio", [BOOTED, "unit/test_placement_forms.py"]),
     "block-disk": ("with `near-backing`: `disk type='block'` on virtio", [BOOTED, "unit/test_placement_backing.py"]),

@@ -19,7 +19,8 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     resurrection      domains that must not come back
     decisions         what was decided about each domain
     link              the connection to libvirt: events, reconnecting for ever
-    pools             hostdev network pools, as libvirt knows them
+    pools             what only libvirt knows: hostdev network pools, and by
+    mdevs             inactive mediated devices
     state             what outlives the process
     systemd           readiness, watchdog, socket activation
     log               structlog on the journal or a terminal

@@ -1,4 +1,7 @@
-"""Hostdev network pools: which host devices an ``<interface type='network'>`` may get, as libvirt knows the network.
+"""What only libvirt can tell the engine: host devices by name. Of a hostdev network pool its members, of an inactive mediated device its
+parent (:mod:`~pcinuma.daemon.mdevs`).
+
+A pool is what host devices an ``<interface type='network'>`` may get, as libvirt knows the network.
 
 A running network lists the virtual functions themselves; one that is not running names a physical function (``<pf dev=…>``),
 whose functions sysfs lists. What libvirt said is kept until it says that a network changed (:meth:`Pools.forget`): most domains
@@ -18,6 +21,7 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.daemon.log import log
+from pcinuma.daemon.mdevs import Mdevs
 
 _NETWORK_INTERFACE = re.compile(rb"<interface\s[^>]*type\s*=\s*['\"]network['\"]")
 _VIRTUAL_FUNCTION = re.compile(r"virtfn(\d+)\Z")
@@ -31,24 +35,26 @@ class Pool(NamedTuple):
 
 
 class Pools:
-    """What libvirt said about networks; may be used from several threads."""
+    """What libvirt said about networks and inactive mediated devices; may be used from several threads."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
         self._lock = threading.Lock()
         self._networks: dict[str, Optional[Pool]] = {}
+        self.mdevs = Mdevs(root)
 
     def forget(self) -> None:
         """Networks changed, or this is another connection."""
+        self.mdevs.changed()
         with self._lock:
             self._networks.clear()
 
     def known(self, xml: bytes) -> dict[str, tuple[PciAddress, ...]]:
-        """The members of those pools of the domain ``xml`` that libvirt told of before; asks nobody."""
-        return self._members({name: self._networks.get(name) for name in networks(xml)})
+        """The host devices behind names of the domain ``xml``, as far as libvirt told of them before; asks nobody."""
+        return {**self._members({name: self._networks.get(name) for name in networks(xml)}), **self.mdevs.known(xml)}
 
     def resolve(self, connection: libvirt.virConnect, xml: bytes) -> dict[str, tuple[PciAddress, ...]]:
-        """The members of the hostdev pools that the domain ``xml`` names. A network that libvirt does not know is no pool."""
+        """The host devices behind names of the domain ``xml``. A network that libvirt does not know is no pool."""
         found: dict[str, Optional[Pool]] = {}
         for name in networks(xml):
             if name not in self._networks:
@@ -56,7 +62,7 @@ class Pools:
                 with self._lock:
                     self._networks[name] = pool
             found[name] = self._networks.get(name)
-        return self._members(found)
+        return {**self._members(found), **self.mdevs.resolve(connection, xml)}
 
     def _members(self, pools: Mapping[str, Optional[Pool]]) -> dict[str, tuple[PciAddress, ...]]:
         return {

@@ -179,6 +179,7 @@ class Reconciler:
 
     def nodes_changed(self) -> None:
         """Host devices came or went."""
+        self._pools.mdevs.changed()
         if self._host_changed is None:
             self._host_changed = asyncio.get_running_loop().call_later(HOST_SETTLES, self._look_at_waiting)
 
