@@ -22,6 +22,8 @@ def parse_ranges(text: str, *, exclusions: bool = False) -> Optional[frozenset[i
     text = text.strip()
     if not text:
         return frozenset()
+    if text.isdecimal() and text.isascii() and len(text) < 4:
+        return frozenset((int(text),))
     numbers: set[int] = set()
     for item in text.split(","):
         match = _ITEM.match(item)

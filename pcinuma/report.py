@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Sequence
 
-from pcinuma.domain.model import BACKED, Domain, Given
+from pcinuma.domain.model import BACKED, Domain, Form, Given
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.plan_model import Plan
 from pcinuma.placement.reason import Outcome, Reason
@@ -16,6 +16,7 @@ from pcinuma.settings import GroupBy
 from pcinuma.survey import Survey
 
 _NOT_GIVEN = {Given.UNASSIGNED: Reason.UNASSIGNED, Given.NOT_PCI: Reason.NOT_PCI}
+_BY_ADDRESS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)  # whose source is the address
 _GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI, Reason.BACKING_UNKNOWN)
 _BACKED = tuple(form.value for form in BACKED)
 _NOT_ASKED = (Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
@@ -96,7 +97,7 @@ def device_reports(
         host = seen.hosts.get(device.source)
         reports.append(
             DeviceReport(
-                device=str(host) if host else None,
+                device=(device.source if device.form in _BY_ADDRESS else str(host)) if host else None,
                 source=device.source,
                 form=device.form.value,
                 host_node=seen.nodes.get(device.source),

@@ -77,18 +77,19 @@ class _Surveyor:
         self.trouble: Optional[tuple[Reason, str]] = None
 
     def run(self) -> Survey:
-        kept = kept_sources(self.domain)
+        kept, verdicts, hosts = kept_sources(self.domain), self.verdicts, self.hosts
         for device in self.domain.devices:
+            source = device.source
             if device.host is not None:
-                self.hosts[device.source] = device.host
+                hosts[source] = device.host
             if device.given is not Given.PCI:
                 continue
-            if device.source in kept:
-                self.verdicts[device.source] = Verdict(None, Reason.KEPT)
+            if source in kept:
+                verdicts[source] = Verdict(None, Reason.KEPT)
             elif device.problem is not None:
-                self.verdicts[device.source] = Verdict(None, Reason.BAD_VALUE)
+                verdicts[source] = Verdict(None, Reason.BAD_VALUE)
             else:
-                self.verdicts[device.source] = self._look_at(device)
+                verdicts[source] = self._look_at(device)
         sharing = shares_slot(self.domain)
         virtual = frozenset(s for s in sharing if s in self.hosts and self.reader.is_virtual_function(self.hosts[s]))
         return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble, self._aperture())

@@ -7,6 +7,7 @@ list every device. Numbers and lists are read as libvirt reads them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Mapping, NamedTuple, Optional
 
 from lxml import etree
@@ -92,6 +93,7 @@ class _Reader:
         self.address_elements: dict[str, etree._Element] = {}
         self.others: dict[PciAddress, etree._Element] = {}
         self.unaddressed = 0
+        self.root_iommu = False
 
     def read(self) -> tuple[Domain, Elements]:
         own = metadata.Metadata(None, None, frozenset(), None)
@@ -107,13 +109,13 @@ class _Reader:
         if own.placement is not None:
             pools = pools | {o.source.partition("#")[0] for o in own.placement.devices if "#" in o.source}
             self.recorded = frozenset(o.source for o in own.placement.devices if "@" in o.source)
-        devices = self.root.find("devices")
+        devices = child(self.root, "devices")
         if devices is not None:
             self._devices(devices, machine, pools)
         cells = self._cells()
         domain = Domain(
-            name=(self.root.findtext("name") or "").strip(),
-            uuid=(self.root.findtext("uuid") or "").strip() or None,
+            name=self._text("name"),
+            uuid=self._text("uuid") or None,
             machine=machine,
             machine_name=machine_name,
             blind=self._blind(),
@@ -129,7 +131,7 @@ class _Reader:
             keep=own.keep,
             placement=own.placement,
             commandline_pci=self._commandline(),
-            root_iommu=any(driver.get("pciBus") == "0" for driver in self.root.iterfind("devices/iommu/driver")),
+            root_iommu=self.root_iommu,
             firmware=read_firmware(self.root),
             problem=self.problem,
             warnings=tuple(self.warnings),
@@ -140,6 +142,18 @@ class _Reader:
         if unknown:
             domain = Domain(**{**domain.__dict__, "warnings": warnings})
         return domain, Elements(self.device_elements, self.address_elements, self.controller_elements, self.others)
+
+    def _text(self, tag: str) -> str:
+        element = child(self.root, tag)
+        return "" if element is None else (element.text or "").strip()
+
+    def _under(self, *tags: str) -> Iterator[etree._Element]:
+        """The elements on the path ``tags`` from the root: ``iterfind`` for paths whose inner elements are there once."""
+        *inner, last = tags
+        element: Optional[etree._Element] = self.root
+        for tag in inner:
+            element = None if element is None else child(element, tag)
+        return iter(()) if element is None else element.iterchildren(last)
 
     def _trouble(self, error: DomainError) -> None:
         self.problem = self.problem or error.sentence()
@@ -156,10 +170,12 @@ class _Reader:
                     if element.get("index") is None:
                         unnumbered.append(element)
                     else:
-                        self._controller(element, _attribute(element, "index", "PCI controller") or 0)
+                        self._controller(element, _attribute(element, "index", None) or 0)
                     continue
                 if tag != "hostdev":
                     others.append(element)
+                    if tag == "iommu":
+                        self.root_iommu |= any(driver.get("pciBus") == "0" for driver in element.iterchildren("driver"))
                 passthrough = read_passthrough(element, pools) if tag in ("hostdev", "interface", "disk") else None
                 if passthrough is None and (self.near_backing or self.recorded) and tag in ("interface", "disk"):
                     passthrough = self._backed(element)
@@ -188,21 +204,21 @@ class _Reader:
             self.unaddressed += implied_devices(others)
 
     def _controller(self, element: etree._Element, index: int) -> None:
-        what = f"PCI controller {index}"
         if index in self.controllers:
-            raise DomainError("appears twice", subject=what)
+            raise DomainError("appears twice", subject=f"PCI controller {index}")
         bus_nr = node = chassis = target_index = hotplug = address = None
         multifunction = False
         for part in element:
-            if part.tag == "target":
-                bus_nr = _attribute(part, "busNr", what)
-                chassis = _attribute(part, "chassis", what)
-                target_index = _attribute(part, "index", what)
+            tag = part.tag
+            if tag == "target":
                 hotplug = _SWITCHED.get(part.get("hotplug"))
+                bus_nr = _attribute(part, "busNr", index)
+                chassis = _attribute(part, "chassis", index)
+                target_index = _attribute(part, "index", index)
                 node_text = part.findtext("node") if len(part) else None
-                node = None if node_text is None else number(node_text.strip(), f"{what}: node")
-            elif part.tag == "address" and part.get("type") == "pci":
-                address = read_address(part, what)
+                node = None if node_text is None else number(node_text.strip(), f"PCI controller {index}: node")
+            elif tag == "address" and part.get("type") == "pci":
+                address = read_address(part, f"PCI controller {index}")
                 multifunction = part.get("multifunction") == "on"
         model = element.get("model", "")
         self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
@@ -257,7 +273,7 @@ class _Reader:
 
     def _cells(self) -> dict[int, frozenset[int]]:
         cells: dict[int, frozenset[int]] = {}
-        for position, element in enumerate(self.root.iterfind("cpu/numa/cell")):
+        for position, element in enumerate(self._under("cpu", "numa", "cell")):
             try:
                 cell = position if element.get("id") is None else number(element.get("id"), "<cell>: id")
                 if cell in cells:
@@ -269,7 +285,7 @@ class _Reader:
 
     def _memnodes(self, cells: Mapping[int, frozenset[int]]) -> tuple[tuple[int, frozenset[int]], ...]:
         nodes: list[tuple[int, frozenset[int]]] = []
-        for element in self.root.iterfind("numatune/memnode"):
+        for element in self._under("numatune", "memnode"):
             try:
                 cell = number(element.get("cellid"), "<memnode>: cellid")
                 nodeset = self._set(element.get("nodeset", ""), f"<memnode cellid='{cell}'>: nodeset")
@@ -285,7 +301,7 @@ class _Reader:
     def _pins(self, cells: Mapping[int, frozenset[int]]) -> dict[int, frozenset[int]]:
         in_cells: frozenset[int] = frozenset().union(*cells.values())
         pins: dict[int, frozenset[int]] = {}
-        for element in self.root.iterfind("cputune/vcpupin"):
+        for element in self._under("cputune", "vcpupin"):
             try:
                 vcpu = number(element.get("vcpu"), "<vcpupin>: vcpu")
                 cpus = self._set(element.get("cpuset", ""), f"<vcpupin vcpu='{vcpu}'>: cpuset")
@@ -307,15 +323,15 @@ class _Reader:
 
     def _commandline(self) -> Optional[str]:
         """The first argument by which the domain hands PCI devices or buses to QEMU itself."""
-        for argument in self.root.iterfind(f"{_QEMU}commandline/{_QEMU}arg"):
+        for argument in self._under(f"{_QEMU}commandline", f"{_QEMU}arg"):
             value = argument.get("value", "")
             if _OWN_PCI.search(value):
                 return value
         return None
 
 
-def _attribute(element: etree._Element, name: str, what: str) -> Optional[int]:
+def _attribute(element: etree._Element, name: str, controller: Optional[int]) -> Optional[int]:
     text = element.get(name)
     if text is None:
         return None
-    return USUAL[text] if text in USUAL else number(text, f"{what}: {name}")
+    return USUAL[text] if text in USUAL else number(text, f"PCI controller{'' if controller is None else f' {controller}'}: {name}")

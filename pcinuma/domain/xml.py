@@ -19,7 +19,6 @@ from pcinuma.errors import DomainError, UnusableInput
 _DECLARATION = re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml\s")
 _OPAQUE = re.compile(rb"(<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!DOCTYPE[^>]*>)", re.DOTALL)
 _ATTRIBUTE = re.compile(rb"""="([^"'<>]*)"(?=[^<>]*>)""")
-_NOWHERE = PciAddress(0, 0, 0, 0)
 _APOSTROPHE = re.compile(rb"""="([^"<>]*)"(?=[^<>]*>)""")
 
 
@@ -112,6 +111,10 @@ USUAL = {
 """The spellings that addresses nearly always have; a look-up here is five times as fast as reading the number."""
 
 
+_USUAL_OR_NONE: dict[Optional[str], int] = {None: 0}
+_USUAL_OR_NONE.update(USUAL)
+
+
 def child(element: etree._Element, tag: str) -> Optional[etree._Element]:
     """The first child called ``tag``: ``element.find(tag)`` at a quarter of its cost."""
     return next(element.iterchildren(tag), None)
@@ -122,25 +125,26 @@ def read_address(element: Optional[etree._Element], what: str) -> Optional[PciAd
     if element is None:
         return None
     get = element.get
-    texts = get("domain", "0"), get("bus", "0"), get("slot", "0"), get("function", "0")
-    address = _address(texts)
-    if address is None:
-        address = PciAddress(*(number(text, f"{what}: {name}") for text, name in zip(texts, PciAddress._fields)))
-        if address.bus > 255 or address.slot > 31 or address.function > 7:
-            raise DomainError(f"{address} is no PCI address", subject=what)
-    if address == _NOWHERE and get("bus") is None and get("slot") is None and get("function") is None:
-        return None
-    return address
+    texts = get("domain"), get("bus"), get("slot"), get("function")
+    try:
+        return _usual_address(*texts)
+    except KeyError:
+        pass
+    address = PciAddress(*(0 if text is None else number(text, f"{what}: {name}") for text, name in zip(texts, PciAddress._fields)))
+    if address.bus > 255 or address.slot > 31 or address.function > 7:
+        raise DomainError(f"{address} is no PCI address", subject=what)
+    return address if any(address) or any(text is not None for text in texts[1:]) else None
 
 
 @lru_cache(maxsize=4096)
-def _address(texts: tuple[str, str, str, str]) -> Optional[PciAddress]:
-    """An address in its usual spelling; None for any other. A host's domains spell the same few hundred again and again."""
-    try:
-        address = PciAddress(*(USUAL[text] for text in texts))
-    except KeyError:
+def _usual_address(domain: Optional[str], bus: Optional[str], slot: Optional[str], function: Optional[str]) -> Optional[PciAddress]:
+    """An address in its usual spelling, KeyError for any other: a host's domains spell the same few hundred again and again."""
+    address = PciAddress(_USUAL_OR_NONE[domain], _USUAL_OR_NONE[bus], _USUAL_OR_NONE[slot], _USUAL_OR_NONE[function])
+    if bus is None and slot is None and function is None and not address.domain:
         return None
-    return address if address.slot < 32 and address.function < 8 else None
+    if address.slot > 31 or address.function > 7:
+        raise KeyError(address)
+    return address
 
 
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})

@@ -68,6 +68,7 @@ class HostReader:
         self.sysfs = Sysfs(root)
         self.nodes = Nodes(self.sysfs)
         self._port_types: dict[str, Optional[int]] = {}
+        self._root_complexes: set[str] = set()
         self._places: dict[tuple[PciAddress, bool], Place] = {}
 
     def place(self, address: PciAddress, *, switches: bool = False) -> Place:
@@ -159,9 +160,14 @@ class HostReader:
 
     def _root_complex(self, name: str) -> Optional[str]:
         """``route(name).root_complex`` at a third of the cost, where nothing else of the route is wanted."""
-        _, _, rest = (self.sysfs.link(f"{DEVICES}/{name}") or "").partition("/pci")
-        root_complex = "pci" + rest.partition("/")[0]
-        return root_complex if _ROOT_COMPLEX.match(root_complex) else self.route(name).root_complex
+        root_complex = (self.sysfs.link(f"{DEVICES}/{name}") or "").partition("/devices/")[2].partition("/")[0]
+        return root_complex if root_complex in self._root_complexes else self._new_root_complex(root_complex, name)
+
+    def _new_root_complex(self, root_complex: str, name: str) -> Optional[str]:
+        if not _ROOT_COMPLEX.match(root_complex):
+            return self.route(name).root_complex
+        self._root_complexes.add(root_complex)
+        return root_complex
 
     def _node(self, name: str) -> tuple[Optional[int], Optional[str]]:
         node, node_from = self._own_node(name)
