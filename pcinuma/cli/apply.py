@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 
-from pcinuma.cli.backend import Definition, backend
-from pcinuma.cli.plan import as_json, verdict
-from pcinuma.cli.progress import Progress
+from pcinuma.cli.backend import Backend, Definition
+from pcinuma.cli.each import add_choice, add_dry_run, for_each
+from pcinuma.cli.plan import REPLAN_HELP, as_json, verdict
 from pcinuma.cli.screen import Screen
 from pcinuma.cli.words import placed_of, why
-from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 
 NAME = "apply"
 HELP = "place the devices in a domain's definition, for its next start"
@@ -27,40 +26,24 @@ metadata always win. Exit code 1 if a domain could not be placed. With the daemo
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("domain", nargs="?", metavar="DOMAIN", help="a domain's name or UUID")
-    which.add_argument("--all", action="store_true", help="every persistent domain that is enabled")
-    parser.add_argument("--replan", action="store_true", help="lay the domain out afresh instead of keeping what is in place")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing")
-    parser.add_argument("--json", action="store_true", help="plain data")
+    add_choice(parser, "every persistent domain that is enabled")
+    parser.add_argument("--replan", action="store_true", help=REPLAN_HELP)
+    add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    done: list[Definition] = []
-    failed: list[tuple[str, str]] = []
-    with Progress("applying") as progress, backend(write=not args.dry_run) as worker:
-        names = worker.names() if args.all else [args.domain]
-        for number, name in enumerate(names, 1):
-            progress.step(f"{name} ({number} of {len(names)})")
-            try:
-                done.append(worker.place(name, replan=args.replan, force=not args.all, dry_run=args.dry_run))
-            except PcinumaError as error:
-                if not args.all:
-                    raise
-                failed.append((name, str(error)))
+    def place(worker: Backend, name: str) -> Definition:
+        return worker.place(name, replan=args.replan, force=not args.all, dry_run=args.dry_run)
+
+    done = for_each(args, "applying", place, write=not args.dry_run)
     if args.json:
-        errors = [{"domain": name, "error": message} for name, message in failed]
-        print(json.dumps({"domains": [as_json(definition) for definition in done], "failed": errors}, indent=2))
+        done.print_json(as_json)
     else:
         screen = Screen.of()
-        for definition in done:
-            print(f"{definition.domain}: {_outcome(definition, screen, args.dry_run)}")
-        for name, message in failed:
-            print(f"{name}: {screen.paint('failed', 'red')}: {message}")
-        if not names:
-            print("libvirt has no persistent domains")
-    fell_back = any(definition.report and definition.report["outcome"] == "fallback" for definition in done)
-    return EXIT_NEGATIVE if failed or fell_back else EXIT_DONE
+        lines = [f"{definition.domain}: {_outcome(definition, screen, args.dry_run)}" for definition in done.definitions]
+        print("\n".join([*lines, *done.failures(screen)] or ["libvirt has no persistent domains"]))
+    fell_back = any(definition.report and definition.report["outcome"] == "fallback" for definition in done.definitions)
+    return EXIT_NEGATIVE if done.failed or fell_back else EXIT_DONE
 
 
 def _outcome(definition: Definition, screen: Screen, dry_run: bool) -> str:

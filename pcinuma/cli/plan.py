@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import json
+from functools import partial
 from typing import Any
 
-from pcinuma.cli.backend import Definition, backend
+from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.changes import Changes, controller_words, diff
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.describe import count
+from pcinuma.cli.each import add_choice, for_each
 from pcinuma.cli.guest import Guest
-from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Row, Screen
 from pcinuma.cli.trees import Passed, guest_rows, tags
 from pcinuma.cli.words import cell, node, placed_of, sentence, why
-from pcinuma.errors import EXIT_DONE, UnusableInput
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import read_topology
 
+REPLAN_HELP = "lay the domain out afresh instead of keeping what is in place"
 NAME = "plan"
 HELP = "show what apply would change in a domain's definition, and why; writes nothing"
 EPILOG = """\
@@ -32,35 +33,32 @@ With the daemon stopped, the plan is made here from what libvirt says.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("domain", nargs="?", metavar="DOMAIN", help="a domain's name or UUID")
-    which.add_argument("--all", action="store_true", help="every persistent domain")
-    parser.add_argument("--replan", action="store_true", help="lay the domain out afresh instead of keeping what is in place")
+    add_choice(parser, "every persistent domain")
+    parser.add_argument("--replan", action="store_true", help=REPLAN_HELP)
     parser.add_argument("--diff", action="store_true", help="the difference in the XML (passwords masked)")
-    parser.add_argument("--json", action="store_true", help="plain data")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.all and args.diff and args.json:
         raise UnusableInput("--diff of all domains as JSON is not supported", hint="ask for one domain")
-    with Progress("planning") as progress, backend(write=False) as worker:
-        plans = []
-        names = worker.names() if args.all else [args.domain]
-        for number, name in enumerate(names, 1):
-            progress.step(f"{name} ({number} of {len(names)})")
-            plans.append(worker.place(name, replan=args.replan, force=True, dry_run=True))
+
+    def one(worker: Backend, name: str) -> Definition:
+        return worker.place(name, replan=args.replan, force=True, dry_run=True)
+
+    done = for_each(args, "planning", one, write=False)
+    status = EXIT_NEGATIVE if done.failed else EXIT_DONE
     if args.json:
-        print(json.dumps({"domains": [as_json(plan, with_diff=args.diff) for plan in plans]}, indent=2))
-        return EXIT_DONE
-    screen = Screen.of()
+        done.print_json(partial(as_json, with_diff=args.diff))
+        return status
+    plans, screen = done.definitions, Screen.of()
     if args.diff:
         lines = [line for plan in plans for line in _coloured(diff(plan.domain, plan.before, plan.after), screen)]
     elif args.all:
         lines = _summary(plans, screen)
     else:
         lines = _whole(plans[0], screen)
-    print("\n".join(lines) if lines else "nothing would change")
-    return EXIT_DONE
+    print("\n".join([*lines, *done.failures(screen)] or ["nothing would change"]))
+    return status
 
 
 def as_json(plan: Definition, *, with_diff: bool = False) -> dict[str, Any]:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-from typing import Any
+from typing import Any, Optional
 
-from pcinuma.cli.backend import Definition, backend
+from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.changes import Changes
 from pcinuma.cli.describe import count
+from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.cli.guest import Guest
-from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
-from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 
 NAME = "revert"
 HELP = "restore a domain's definition to what it was before pcinuma placed it"
@@ -27,42 +26,25 @@ A reverted domain is left alone until `pcinuma enable`. The definition changes, 
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument("domain", nargs="?", metavar="DOMAIN", help="a domain's name or UUID")
-    which.add_argument("--all", action="store_true", help="every persistent domain that pcinuma placed")
-    parser.add_argument("--dry-run", action="store_true", help="write nothing")
-    parser.add_argument("--json", action="store_true", help="plain data")
+    add_choice(parser, "every persistent domain that pcinuma placed")
+    add_dry_run(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    done: list[Definition] = []
-    failed: list[tuple[str, str]] = []
-    with Progress("reverting") as progress, backend(write=not args.dry_run) as worker:
-        names = worker.names() if args.all else [args.domain]
-        for number, name in enumerate(names, 1):
-            progress.step(f"{name} ({number} of {len(names)})")
-            try:
-                # With --all, domains that pcinuma never placed are not even named to the daemon: a revert also disables.
-                if not args.all or args.dry_run or worker.revert(name, dry_run=True).changed:
-                    done.append(worker.revert(name, dry_run=args.dry_run))
-            except PcinumaError as error:
-                if not args.all:
-                    raise
-                failed.append((name, str(error)))
-    if args.all:
-        done = [definition for definition in done if definition.changed]
+    def revert(worker: Backend, name: str) -> Optional[Definition]:
+        # With --all, domains that pcinuma never placed are not even named to the daemon: a revert also disables.
+        if args.all and not worker.revert(name, dry_run=True).changed:
+            return None
+        return worker.revert(name, dry_run=args.dry_run)
+
+    done = for_each(args, "reverting", revert, write=not args.dry_run)
     if args.json:
-        errors = [{"domain": name, "error": message} for name, message in failed]
-        print(json.dumps({"domains": [_as_json(definition) for definition in done], "failed": errors}, indent=2))
+        done.print_json(_as_json)
     else:
         screen = Screen.of()
-        for definition in done:
-            print(f"{definition.domain}: {_outcome(definition, screen, args.dry_run)}")
-        for name, message in failed:
-            print(f"{name}: {screen.paint('failed', 'red')}: {message}")
-        if not done and not failed:
-            print("no domain is placed by pcinuma")
-    return EXIT_NEGATIVE if failed else EXIT_DONE
+        lines = [f"{definition.domain}: {_outcome(definition, screen, args.dry_run)}" for definition in done.definitions]
+        print("\n".join([*lines, *done.failures(screen)] or ["no domain is placed by pcinuma"]))
+    return EXIT_NEGATIVE if done.failed else EXIT_DONE
 
 
 def _as_json(definition: Definition) -> dict[str, Any]:

@@ -21,6 +21,18 @@ class Answer:
     err: str
     report: Optional[dict[str, Any]]
 
+    def line(self, source: str) -> dict[str, Any]:
+        """The report's line on a device."""
+        assert self.report is not None
+        return next(line for line in self.report["devices"] if line["source"] == source)
+
+    def leaves(self, xml: bytes, outcome: str, reason: Optional[str]) -> None:
+        """Assert that nothing was placed and the output is the input ``xml``."""
+        assert (self.code, self.out == xml) == (0, True), self.err
+        assert self.report is not None
+        assert (self.report["outcome"], self.report["reason"]) == (outcome, reason)
+        assert not any(line["placed"] for line in self.report["devices"])
+
 
 class Command:
     """The command on a machine below a directory of its own."""

@@ -7,13 +7,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, Callable, Optional
+from typing import Callable, Optional
 
 import pytest
 
 from tests.golden.cases import BY_NAME, FOLDER
 from tests.hosts.build import unreadable
-from tests.hosts.command import CHECKOUT, Answer, Command
+from tests.hosts.command import CHECKOUT, Command
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.guest import Guest
 from tests.hosts.judge import DEVICE_KEYS, REPORT_KEYS, judge
@@ -28,18 +28,6 @@ def command(tmp_path: Path) -> Command:
 
 def _pair(domain: Domain) -> Domain:
     return domain.hostdev("17:00.0").hostdev("b3:00.0")
-
-
-def _line(answer: Answer, source: str) -> dict[str, Any]:
-    assert answer.report is not None
-    return next(line for line in answer.report["devices"] if line["source"] == source)
-
-
-def _unplaced(answer: Answer, xml: bytes, outcome: str, reason: Optional[str]) -> None:
-    assert (answer.code, answer.out == xml) == (0, True), answer.err
-    assert answer.report is not None
-    assert (answer.report["outcome"], answer.report["reason"]) == (outcome, reason)
-    assert not any(line["placed"] for line in answer.report["devices"])
 
 
 def test_a_placed_domain_comes_out_on_stdout_and_the_report_has_the_frozen_keys(command: Command) -> None:
@@ -98,7 +86,7 @@ def test_falls_back_byte_for_byte_when(what: str, command: Command) -> None:
     _FALLBACKS[what](command.root)
     answer = command.place(xml)
     reason = "device-absent" if "gone" in what or "nowhere" in what else "host-unreadable"
-    _unplaced(answer, xml, "fallback", reason)
+    answer.leaves(xml, "fallback", reason)
     assert answer.report is not None and "0000:17:00.0" in answer.report["message"]
     assert {line["source"] for line in answer.report["devices"]} == {"0000:17:00.0", "0000:b3:00.0"}
 
@@ -107,9 +95,9 @@ def test_a_missing_numa_node_file_is_no_affinity_and_the_others_are_placed(comma
     command.on("two-sockets")
     (command.root / "sys/bus/pci/devices/0000:17:00.0/numa_node").unlink()
     answer = command.place(_pair(two_cells()).raw())
-    assert _line(answer, "0000:17:00.0")["reason"] == "no-affinity"
-    assert _line(answer, "0000:17:00.0")["host_node"] is None
-    assert _line(answer, "0000:b3:00.0")["placed"] is True
+    assert answer.line("0000:17:00.0")["reason"] == "no-affinity"
+    assert answer.line("0000:17:00.0")["host_node"] is None
+    assert answer.line("0000:b3:00.0")["placed"] is True
 
 
 @pytest.mark.parametrize("node", ["-1", "-2", "-2147483648"])
@@ -118,14 +106,14 @@ def test_any_negative_node_counts_as_unknown(node: str, command: Command) -> Non
     device = command.root / "sys/bus/pci/devices/0000:17:00.0"
     (device / "numa_node").write_text(f"{node}\n")
     (device / "local_cpulist").write_text("0-15\n")
-    assert _line(command.place(_pair(two_cells()).raw()), "0000:17:00.0")["reason"] == "no-affinity"
+    assert command.place(_pair(two_cells()).raw()).line("0000:17:00.0")["reason"] == "no-affinity"
 
 
 def test_a_node_that_is_not_online_is_no_affinity(command: Command) -> None:
     command.on("two-sockets")
     (command.root / "sys/devices/system/node/online").write_text("1\n")
     answer = command.place(_pair(two_cells()).raw())
-    assert (_line(answer, "0000:17:00.0")["reason"], _line(answer, "0000:b3:00.0")["placed"]) == ("no-affinity", True)
+    assert (answer.line("0000:17:00.0")["reason"], answer.line("0000:b3:00.0")["placed"]) == ("no-affinity", True)
 
 
 _CPULISTS = [("0-7", 0), ("8-15", 1), ("3", 0), ("0-3,5", 0), ("6-9", None), ("0-15", None), ("", None), (None, None)]
@@ -141,7 +129,7 @@ def test_local_cpulist_helps_where_it_is_a_proper_part_of_the_machine(
     (device / "local_cpulist").unlink()
     if cpulist is not None:
         (device / "local_cpulist").write_text(f"{cpulist}\n")
-    line = _line(command.place(_pair(two_cells()).raw()), "0000:17:00.0")
+    line = command.place(_pair(two_cells()).raw()).line("0000:17:00.0")
     assert (line["host_node"], line["placed"]) == (node, node is not None)
 
 
@@ -152,7 +140,7 @@ def test_a_garbage_local_cpulist_falls_back(cpulist: str, command: Command) -> N
     (device / "numa_node").write_text("-1\n")
     (device / "local_cpulist").write_text(f"{cpulist}\n")
     xml = _pair(two_cells()).raw()
-    _unplaced(command.place(xml), xml, "fallback", "host-unreadable")
+    command.place(xml).leaves(xml, "fallback", "host-unreadable")
 
 
 # Exit codes.
@@ -212,7 +200,7 @@ def test_strange_values_in_a_domain_are_a_fallback_and_no_error(command: Command
         xml = good.replace(old, new, 1)
         assert xml != good
         answer = command.place(xml)
-        _unplaced(answer, xml, "fallback", "bad-value")
+        answer.leaves(xml, "fallback", "bad-value")
         assert answer.report is not None and answer.report["message"]
 
 
@@ -223,16 +211,16 @@ def test_a_kept_device_is_not_even_looked_up(command: Command) -> None:
     command.on("two-sockets")
     unreadable(command.root / "sys/bus/pci/devices/0000:b3:00.0/numa_node")
     answer = command.place(_pair(two_cells().keep("0000:b3:00.0")).raw())
-    assert (answer.code, _line(answer, "0000:17:00.0")["placed"], _line(answer, "0000:b3:00.0")["reason"]) == (0, True, "kept")
+    assert (answer.code, answer.line("0000:17:00.0")["placed"], answer.line("0000:b3:00.0")["reason"]) == (0, True, "kept")
 
 
 def test_what_shares_a_guest_slot_with_a_kept_device_stays_too(command: Command) -> None:
     xml = (FOLDER / "multifunction-in.xml").read_bytes()
     keep = b"<metadata><p:pcinuma xmlns:p='urn:pcinuma:domain:1'><p:keep device='0000:17:00.1'/></p:pcinuma></metadata><memory"
     answer = command.on("multifunction-gpu").place(xml.replace(b"<memory", keep, 1))
-    assert [_line(answer, f"0000:17:00.{n}")["placed"] for n in range(4)] == [False] * 4
-    assert _line(answer, "0000:17:00.1")["reason"] == "kept"
-    assert _line(answer, "0000:65:00.0")["placed"] is True
+    assert [answer.line(f"0000:17:00.{n}")["placed"] for n in range(4)] == [False] * 4
+    assert answer.line("0000:17:00.1")["reason"] == "kept"
+    assert answer.line("0000:65:00.0")["placed"] is True
 
 
 @pytest.mark.parametrize("kept", ["0000:99:00.0", "", "nonsense"])
@@ -247,8 +235,8 @@ def test_keep_names_each_form_by_its_source(command: Command) -> None:
     for source in sources:
         domain.keep(source)
     answer = command.on("mediated").place(domain.formatted())
-    assert [_line(answer, source)["reason"] for source in sources] == ["kept"] * 3
-    assert _line(answer, "0000:3b:01.1")["placed"] is True
+    assert [answer.line(source)["reason"] for source in sources] == ["kept"] * 3
+    assert answer.line("0000:3b:01.1")["placed"] is True
 
 
 def test_a_memnode_for_no_cell_and_a_vcpu_in_no_cell_are_ignored(command: Command) -> None:
@@ -259,9 +247,9 @@ def test_a_memnode_for_no_cell_and_a_vcpu_in_no_cell_are_ignored(command: Comman
 def test_the_report_lists_what_the_guest_does_not_get(command: Command) -> None:
     domain = two_cells().hostdev("17:00.0", "unassigned").nvme("19:00.0", 3, bus="sata", target="sda").hostdev("b3:00.0")
     answer = command.on("two-sockets").place(domain.raw())
-    assert _line(answer, "0000:17:00.0")["reason"] == "unassigned"
-    assert _line(answer, "0000:17:00.0")["guest_address"] is None
-    assert _line(answer, "0000:19:00.0#3")["reason"] == "not-pci"
+    assert answer.line("0000:17:00.0")["reason"] == "unassigned"
+    assert answer.line("0000:17:00.0")["guest_address"] is None
+    assert answer.line("0000:19:00.0#3")["reason"] == "not-pci"
 
 
 def test_two_namespaces_of_one_drive_are_two_devices(command: Command) -> None:
@@ -286,7 +274,7 @@ def test_a_network_stays_where_it_is_and_only_libvirt_could_tell_whether_it_is_a
 
 def test_an_inactive_mdev_leaves_the_whole_domain_as_it_is(command: Command) -> None:
     xml = two_cells().mdev("00000000-0000-0000-0000-000000000001").hostdev("17:00.0").formatted()
-    _unplaced(command.on("mediated").place(xml), xml, "fallback", "device-absent")
+    command.on("mediated").place(xml).leaves(xml, "fallback", "device-absent")
 
 
 def test_an_mdev_uuid_in_capitals_is_the_same_device(command: Command) -> None:

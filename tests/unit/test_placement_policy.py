@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Optional
+from typing import Optional
 
 import pytest
 
 from tests.golden.cases import FOLDER
-from tests.hosts.command import Answer, Command
+from tests.hosts.command import Command
 from tests.hosts.domains import Domain, two_cells
 
 
@@ -21,25 +21,13 @@ def _pair(domain: Domain) -> Domain:
     return domain.hostdev("17:00.0").hostdev("b3:00.0")
 
 
-def _line(answer: Answer, source: str) -> dict[str, Any]:
-    assert answer.report is not None
-    return next(line for line in answer.report["devices"] if line["source"] == source)
-
-
-def _unplaced(answer: Answer, xml: bytes, outcome: str, reason: Optional[str]) -> None:
-    assert (answer.code, answer.out == xml) == (0, True), answer.err
-    assert answer.report is not None
-    assert (answer.report["outcome"], answer.report["reason"]) == (outcome, reason)
-    assert not any(line["placed"] for line in answer.report["devices"])
-
-
 def test_required_on_the_command_line_exits_1_when_it_is_not_met(command: Command) -> None:
     xml = _pair(Domain().cells("0-1").memnode(0, "0")).raw()
     answer = command.on("two-sockets").place(xml, "--policy", "required")
     assert (answer.code, answer.out) == (1, b"")
     assert answer.report is not None
     assert (answer.report["outcome"], answer.report["reason"]) == ("fallback", "required")
-    assert _line(answer, "0000:b3:00.0")["reason"] == "no-cell"
+    assert answer.line("0000:b3:00.0")["reason"] == "no-cell"
     assert answer.err.strip() and "0000:b3:00.0" in answer.err
 
 
@@ -100,13 +88,13 @@ def test_required_is_not_met_by(what: str, domain: Optional[Domain], damage: str
 
 def test_a_domain_without_passthrough_devices_meets_required(command: Command) -> None:
     xml = two_cells().nic().raw()
-    _unplaced(command.on("two-sockets").place(xml, "--policy", "required"), xml, "unchanged", "nothing-to-place")
+    command.on("two-sockets").place(xml, "--policy", "required").leaves(xml, "unchanged", "nothing-to-place")
 
 
 @pytest.mark.parametrize("arguments", [[], ["--policy", "required"], ["--policy", "preferred"]])
 def test_the_owners_off_wins_over_everything(arguments: list[str], command: Command) -> None:
     xml = _pair(two_cells().wish(policy="off")).raw()
-    _unplaced(command.on("two-sockets").place(xml, *arguments), xml, "unchanged", "policy-off")
+    command.on("two-sockets").place(xml, *arguments).leaves(xml, "unchanged", "policy-off")
 
 
 def test_off_on_a_placed_domain_leaves_it_as_it_stands(command: Command) -> None:
@@ -123,14 +111,14 @@ def test_off_on_a_placed_domain_leaves_it_as_it_stands(command: Command) -> None
 def test_off_in_the_configuration_yields_to_the_owners_preferred(command: Command) -> None:
     command.on("two-sockets").configure("[placement]\npolicy = off\n")
     xml = _pair(two_cells()).raw()
-    _unplaced(command.place(xml), xml, "unchanged", "policy-off")
+    command.place(xml).leaves(xml, "unchanged", "policy-off")
     assert command.place(_pair(two_cells().wish(policy="preferred")).raw()).out != xml
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("policy", "bogus"), ("group_by", "socket")])
 def test_a_bogus_wish_in_the_metadata_is_a_fallback(attribute: str, value: str, command: Command) -> None:
     xml = _pair(two_cells().wish(**{attribute: value})).raw()
-    _unplaced(command.on("two-sockets").place(xml), xml, "fallback", "bad-value")
+    command.on("two-sockets").place(xml).leaves(xml, "fallback", "bad-value")
 
 
 @pytest.mark.parametrize("wish", ["switch", "node"])
