@@ -120,6 +120,7 @@ def test_the_console_speaks(client: libvirt.virConnect) -> None:
     try:
         stream = client.newStream()
         domain.openConsole(None, stream)
+        time.sleep(1.5)  # QEMU 5.2 looks once a second whether somebody reads, and drops what a guest writes until then
         domain.resume()
         heard = b""
         while b"SeaBIOS" not in heard:

@@ -37,6 +37,7 @@ from tests.libvirt.qemu_prefix import qemu_prefix
 DOCUMENT = CHECKOUT / "docs/versions.md"
 MARKS = ("<!-- from here on written by tests/run --versions -->", "<!-- to here -->")
 
+TIMEOUT = 1800
 BEYOND = ("this libvirt knows expander buses on q35 only", "has no igb")
 """What reasons to skip a test begin with or contain where the release is the reason."""
 
@@ -94,7 +95,7 @@ class Count:
 
     def __str__(self) -> str:
         if not self.all:
-            return "not run"
+            return "failed" if self.failures else "not run"
         return f"{self.passed}/{self.all}, {self.seconds:.0f} s"
 
 
@@ -181,16 +182,16 @@ def _dotted(version: int) -> str:
 def _pytest(part: Part, environment: Mapping[str, str], report: Path) -> Count:
     report.unlink(missing_ok=True)
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *part.arguments],
-        cwd=CHECKOUT,
-        env={**{name: value for name, value in os.environ.items() if name != "CI"}, **environment},
-        check=False,
-    )
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}", *part.arguments]
+    environment = {**{name: value for name, value in os.environ.items() if name != "CI"}, **environment}
+    try:
+        code = subprocess.run(command, cwd=CHECKOUT, env=environment, check=False, timeout=TIMEOUT).returncode
+    except subprocess.TimeoutExpired:
+        return Count(0, 0, TIMEOUT, (f"pytest did not end within {TIMEOUT} s",))
     seconds = time.monotonic() - began
     if not report.exists():
-        return Count(0, 0, seconds, (f"pytest ended with {done.returncode} and left no report",))
-    return read(report, seconds, done.returncode)
+        return Count(0, 0, seconds, (f"pytest ended with {code} and left no report",))
+    return read(report, seconds, code)
 
 
 def read(report: Path, seconds: float, code: int) -> Count:
