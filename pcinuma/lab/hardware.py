@@ -33,6 +33,11 @@ class Device:
     model: str
     vfs: int = 0
 
+    def vf(self, number: int) -> Devfn:
+        """Where a virtual function (from 1) is on the device's bus, by First VF Offset and VF Stride of QEMU's SR-IOV capabilities."""
+        devfn = 0x80 + 2 * (number - 1) if self.model == "igb" else number
+        return Devfn(devfn >> 3, devfn & 7)
+
 
 @dataclass(frozen=True)
 class Functions:
@@ -61,6 +66,11 @@ def gpu(name: str) -> Device:
 
 def nvme(name: str, vfs: int = 0) -> Device:
     return Device(name, "nvme", vfs)
+
+
+def igb(name: str, vfs: int) -> Device:
+    """A NIC with virtual functions; QEMU has it from 8.0 on."""
+    return Device(name, "igb", vfs)
 
 
 def functions(*devices: Device) -> Functions:
@@ -171,7 +181,7 @@ def _number(item: Item, bus: int, found: dict[str, PciAddress]) -> int:
     for function, device in enumerate(item.devices if isinstance(item, Functions) else (item,)):
         found[device.name] = PciAddress(0, bus, 0, function)
         for vf in range(1, device.vfs + 1):
-            found[f"{device.name}/{vf}"] = PciAddress(0, bus, 0, vf)
+            found[f"{device.name}/{vf}"] = PciAddress(0, bus, *device.vf(vf))
     return bus
 
 

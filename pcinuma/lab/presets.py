@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Union
 
 from pcinuma.address import PciAddress
-from pcinuma.lab.hardware import HostPlan, functions, gpu, nic, nvme, switch
+from pcinuma.lab.hardware import HostPlan, functions, gpu, igb, nic, nvme, switch
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,20 @@ def sriov() -> Preset:
     return Preset(host, ("pf/1", "pf/2", "nic1"), {0: 0, 1: 1}, prepare)
 
 
+def sriov_nic() -> Preset:
+    """VFs of a NIC on node 1, a drive on node 0."""
+    host = HostPlan()
+    host.complex(0).port(nvme("disk0"))
+    host.complex(1).port(igb("pf", vfs=2))
+    # The kernel's driver for functions whose VFs are for guests only; igb itself would make the VFs just as well.
+    at = str(host.addresses()["pf"])
+    prepare = (
+        f"pf=/sys/bus/pci/devices/{at}; modprobe pci-pf-stub; echo pci-pf-stub >$pf/driver_override; echo {at} >/sys/bus/pci/drivers_probe"
+        '; echo 2 >$pf/sriov_numvfs || give_up "the NIC makes no VFs"'
+    )
+    return Preset(host, ("disk0", "pf/1", "pf/2"), {0: 0, 1: 1}, prepare)
+
+
 def multifunction() -> Preset:
     """A card with two functions on node 1, passed on as such, and a NIC on node 0."""
     host = HostPlan()
@@ -92,3 +106,6 @@ PRESETS: dict[str, Callable[[], Preset]] = {
     "multifunction": multifunction,
     "minus-one": minus_one,
 }
+
+NEWER_PRESETS: dict[str, Callable[[], Preset]] = {"igb": sriov_nic}
+"""What QEMU has only from 8.0 on."""
