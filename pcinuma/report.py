@@ -81,12 +81,13 @@ def device_reports(
     layout = Layout(domain) if plan is None and ours else None
     reports = []
     for device in domain.devices:
-        verdict = seen.verdicts.get(device.source)
-        reason = _NOT_GIVEN.get(device.given) or (verdict.reason if verdict else None)
-        address = seats.get(device.source, device.address)
+        source = device.source
+        verdict = seen.verdicts.get(source)
+        reason = _NOT_GIVEN.get(device.given) if verdict is None else verdict.reason
+        address = seats.get(source, device.address)
         if plan is not None:
-            placed = device.source in plan.seats
-            reason = plan.reasons.get(device.source, reason)
+            placed = source in plan.seats
+            reason = plan.reasons.get(source, reason)
         else:
             home = layout.expander_of(device.address.bus) if layout and device.address else None
             placed = home is not None and home in ours
@@ -94,17 +95,17 @@ def device_reports(
                 reason = fallback
         if placed and reason in _NOT_ASKED:
             reason = None  # it stands where it was put when that could be told
-        host = seen.hosts.get(device.source)
+        host = seen.hosts.get(source)
         reports.append(
             DeviceReport(
-                device=(device.source if device.form in _BY_ADDRESS else str(host)) if host else None,
-                source=device.source,
-                form=device.form.value,
-                host_node=seen.nodes.get(device.source),
-                guest_cell=seen.cells.get(device.source),
-                guest_address=str(address) if address else None,
-                placed=placed,
-                reason=reason,
+                (source if device.form in _BY_ADDRESS else str(host)) if host else None,
+                source,
+                device.form.value,
+                seen.nodes.get(source),
+                seen.cells.get(source),
+                str(address) if address else None,
+                placed,
+                reason,
             )
         )
     return tuple(reports)

@@ -113,29 +113,32 @@ class _Surveyor:
         return Aperture(size, firmware.size is not None, bars, frozenset(io))
 
     def _look_at(self, device: Passthrough) -> Verdict:
+        form, source, reason = device.form, device.source, None
         try:
-            if device.form is Form.NETWORK_POOL:
+            if device.host is not None:
+                place: Optional[Place] = self.reader.place(device.host, switches=self.switches)
+            elif form is Form.NETWORK_POOL:
                 place, reason = self._pool_place(device)
-            elif device.form in BACKED:
+            elif form in BACKED:
                 place, reason = self._backed_place(device)
             else:
-                place, reason = self._place(device), None
+                place = self._place_of_parent(device)
             if place is None or place.node is None:
                 return Verdict(None, reason or Reason.NO_AFFINITY)
-            self.nodes[device.source] = place.node
-            mapped = self._map(place.node)
+            self.nodes[source] = place.node
+            mapped = self.mapped.get(place.node) or self._map(place.node)
         except DeviceAbsent as error:
             return self._troubled(Reason.DEVICE_ABSENT, error)
         except HostError as error:
             return self._troubled(Reason.HOST_UNREADABLE, error)
         if mapped.cell is None:
             return Verdict(None, mapped.reason)
-        self.cells[device.source] = mapped.cell
+        self.cells[source] = mapped.cell
         return Verdict(Target(mapped.cell, place.root_complex, place.switches, mapped.reason), None)
 
-    def _place(self, device: Passthrough) -> Optional[Place]:
+    def _place_of_parent(self, device: Passthrough) -> Optional[Place]:
         """The place of the PCI device behind ``device``; None where there is none (a software vDPA device)."""
-        address = device.host
+        address: Optional[PciAddress] = None
         if device.form is Form.MDEV:
             address = self._mdev_parent(device.name or "")
         elif device.form is Form.VDPA:
@@ -184,9 +187,8 @@ class _Surveyor:
         return places[0]._replace(switches=shared), None
 
     def _map(self, node: int) -> Mapped:
-        if node not in self.mapped:
-            self.mapped[node] = map_node(self.domain, node, self.facts, self.unaligned)
-        return self.mapped[node]
+        found = self.mapped[node] = map_node(self.domain, node, self.facts, self.unaligned)
+        return found
 
     def _troubled(self, reason: Reason, error: HostError) -> Verdict:
         if self.trouble is None or (reason is Reason.HOST_UNREADABLE and self.trouble[0] is Reason.DEVICE_ABSENT):

@@ -118,9 +118,10 @@ def _is_blank(element: etree._Element) -> bool:
 def _placement_text(placement: Placement, prefix: str, before: str, was_empty: Optional[str]) -> str:
     deeper = before + "  " if before else ""
     parts = [f"{deeper}<{prefix}controller index='{index}'/>" for index in placement.controllers]
+    opening = f"{deeper}<{prefix}device"
     for source, attributes in placement.devices:
-        spelled = "".join([attribute(name, value) for name, value in attributes])
-        parts.append(f"{deeper}<{prefix}device{attribute('source', source)}{spelled}/>")
+        spelled = "".join([f" {name}='{value}'" if value.isalnum() else attribute(name, value) for name, value in attributes])
+        parts.append(f"{opening}{attribute('source', source)}{spelled}/>")
     content = f">{''.join(parts)}{before}</{prefix}placement>" if parts else "/>"
     empty = f" empty='{was_empty}'" if was_empty else ""
     return f"<{prefix}placement group-by='{placement.group_by.value}'{empty}{content}"

@@ -147,12 +147,13 @@ def _usual_address(domain: Optional[str], bus: Optional[str], slot: Optional[str
     return address
 
 
+_SPECIAL = re.compile("[&<'\"\t\n\r]")
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
 
 
 def attribute(name: str, value: str) -> str:
     """An attribute as text, with a blank before it."""
-    return f" {name}='{value}'" if value.isalnum() else f" {name}='{value.translate(_ESCAPES)}'"
+    return f" {name}='{value.translate(_ESCAPES)}'" if _SPECIAL.search(value) else f" {name}='{value}'"
 
 
 def insert_after(sibling: etree._Element, new: etree._Element) -> None:

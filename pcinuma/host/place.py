@@ -180,12 +180,12 @@ class HostReader:
 
     def _own_node(self, name: str) -> tuple[Optional[int], Optional[str]]:
         node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
+        if node is not None and node >= 0:
+            return (node, "numa_node") if node in self.nodes.online() else (None, None)
         if node is None:
             if not self.sysfs.exists(f"{DEVICES}/{name}"):
                 raise DeviceAbsent("the host has no such device at the moment", subject=name)
             return None, None
-        if node >= 0:
-            return (node, "numa_node") if node in self.nodes.online() else (None, None)
         node = self._node_of_local_cpus(name)
         return node, None if node is None else "local_cpulist"
 
