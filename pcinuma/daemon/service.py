@@ -149,7 +149,7 @@ class Service:
         """See the interface."""
         uuid = parameters["domain_uuid"]
         known = self._reconciler.known.get(uuid)
-        if known is not None and known.state not in (None, "shut off", "crashed"):
+        if known is not None and known.state not in (None, "shut off", "crashed") and await self._runs(known.domain):
             result = engine.Result(Outcome.UNCHANGED, Reason.RUNNING, "the guest is running already", None, (), b"")
             return {"changed": False, "report": result.report()}
         domain = await self._domain(uuid)
@@ -239,6 +239,10 @@ class Service:
             "started": self._started,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }
+
+    async def _runs(self, domain: libvirt.virDomain) -> bool:
+        """What libvirt says now: it answers a destroy before the event about it arrives here."""
+        return bool(await self._asking(domain, _run(self._executor, domain.isActive)))
 
     async def _domain(self, name: str) -> libvirt.virDomain:
         known = self._reconciler.known.get(name)
