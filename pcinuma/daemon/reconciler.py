@@ -26,7 +26,7 @@ from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Iterator, Optional, TypeVar
+from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Optional, TypeVar
 from weakref import WeakValueDictionary
 
 import libvirt
@@ -65,6 +65,14 @@ _WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN
 T = TypeVar("T")
 
 
+class Landing(NamedTuple):
+    """What a look came to. ``newest``: our definition is the last one that was made, as the only one that libvirt told of since the
+    look began: libvirt tells in order, and this one was told of."""
+
+    change: Change
+    newest: bool
+
+
 class Reconciler:
     """Keeps definitions placed. Everything here runs in the event loop; ``executor`` runs what blocks."""
 
@@ -81,7 +89,7 @@ class Reconciler:
         self._order = itertools.count()
         self._wanted: set[str] = set()
         self._busy: set[str] = set()
-        self._flights: dict[str, asyncio.Future[Optional[Change]]] = {}  # looks that the reconciler has under way
+        self._flights: dict[str, asyncio.Future[Optional[Landing]]] = {}  # looks that the reconciler has under way
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
@@ -262,9 +270,14 @@ class Reconciler:
             return  # what began the pause also set a timer for its end
         ahead, known.ahead = known.ahead, None
         flight = self._flights[uuid] = asyncio.get_running_loop().create_future()
+
+        def landed(landing: Optional[Landing]) -> None:
+            if not flight.done():  # nor given up by who waited for it
+                flight.set_result(landing)
+
         try:
             change = await self.place(
-                known.domain, by="reconciler", may_define=known.contention.may_define, ahead=ahead, landed=flight.set_result
+                known.domain, by="reconciler", may_define=known.contention.may_define, ahead=ahead, landed=landed
             )
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -284,8 +297,7 @@ class Reconciler:
                 asyncio.get_running_loop().call_later(known.contention.remaining() + 0.1, self.want, uuid)
         finally:
             del self._flights[uuid]
-            if not flight.done():
-                flight.set_result(None)
+            landed(None)
 
     def _failed(self, uuid: str, known: Known, message: str) -> None:
         self.decisions.failed(uuid, known.domain.name(), message, self.settings.policy, by="reconciler")
@@ -331,7 +343,7 @@ class Reconciler:
         dry_run: bool = False,
         may_define: Callable[[], bool] = lambda: True,
         ahead: Optional[Ahead] = None,
-        landed: Callable[[Change], None] = lambda change: None,
+        landed: Callable[[Landing], None] = lambda landing: None,
     ) -> Change:
         """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError.
 
@@ -348,7 +360,7 @@ class Reconciler:
             began = time.monotonic()
             with self._listening(uuid) as defined, self._resurrections.watching(uuid) as check_later:
                 change = await self._in_thread(definition.place, domain, job, self._pools, ahead)
-                landed(change)
+                landed(Landing(change, change.changed and self._heard[uuid] == 1))
                 if change.changed and not dry_run:
                     defined()
                     check_later(lambda: self._undefine(domain, uuid, change.after))
@@ -364,9 +376,9 @@ class Reconciler:
         uuid = domain.UUIDString()
         flight = self._flights.get(uuid)
         if flight is not None:
-            change = await asyncio.shield(flight)
-            if change is not None and await self._in_thread(definition.read, domain) == change.after:
-                return change
+            landing = await flight
+            if landing is not None and (landing.newest or await self._in_thread(definition.read, domain) == landing.change.after):
+                return landing.change
         self._wanted.discard(uuid)  # this look is that look
         try:
             return await self.place(domain, by=by)

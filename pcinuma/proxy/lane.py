@@ -30,6 +30,7 @@ class Lane:
         """The source said end of file."""
         self.broken = False
         """The sink takes no more."""
+        self._receive, self._send = source.recvmsg_into, sink.send
         self._queue: deque[tuple[memoryview, list[int]]] = deque()
 
     @property
@@ -46,7 +47,7 @@ class Lane:
         """Read a chunk: its size, and the descriptors that came with its last byte. Sets ``ended`` at the end of
         file."""
         try:
-            size, ancillary, _flags, _address = self.source.recvmsg_into([buffer], _ANCILLARY)
+            size, ancillary, _flags, _address = self._receive((buffer,), _ANCILLARY)
         except BlockingIOError:
             return 0, []
         except _GONE:
@@ -62,21 +63,25 @@ class Lane:
             _close(descriptors)
             return
         if not descriptors and not self._queue:
-            try:
-                sent = self.sink.send(data)
-            except BlockingIOError:
-                sent = 0
-            except _GONE:
-                self.broken = True
-                return
-            if sent == len(data):
-                return
-            data = data[sent:]
+            self.send(data)
+            return
         if descriptors and len(data) > 1:
             self._queue.append((memoryview(bytes(data[:-1])), []))
             data = data[-1:]
         self._queue.append((memoryview(bytes(data)), descriptors))
         self.flush()
+
+    def send(self, data: memoryview) -> None:
+        """:meth:`put` on a lane that is idle and not broken, without descriptors."""
+        try:
+            sent = self._send(data)
+        except BlockingIOError:
+            sent = 0
+        except _GONE:
+            self.broken = True
+            return
+        if sent != len(data):
+            self._queue.append((memoryview(bytes(data[sent:])), []))
 
     def flush(self) -> None:
         """Send as much of what waits as the sink takes."""

@@ -80,8 +80,7 @@ class Relay:
                 self._watch(upstream, down.idle and not down.ended and not down.broken, up)
                 handle(poll(self._patience()))
                 if self._masks == {client: select.POLLIN, upstream: select.POLLIN}:
-                    while self._flows():
-                        handle(poll())
+                    self._flow()
                 self._keep_time()
         except ParentGone:
             return
@@ -106,9 +105,32 @@ class Relay:
             else:
                 self._hear_parent()
 
-    def _flows(self) -> bool:
-        """Nothing waits anywhere: both ends are to be read and nothing else."""
-        return self._up.flows and self._down.flows and self._pending is None and not self._hung_up
+    def _flow(self) -> None:
+        """Relay as long as nothing waits anywhere and both ends are to be read and nothing else.
+
+        Here a connection spends its life, so the usual things are done on the spot: a whole call that is of no interest, an answer.
+        """
+        poll, up, down, is_plain_call = self._poll.poll, self._up, self._down, self._calls.is_plain_call
+        buffer, client, upstream = self._buffer, self._client_number, self._upstream_number
+        while up.flows and down.flows and self._pending is None and not self._hung_up:
+            ready = poll()
+            descriptor, events = ready[0]
+            if len(ready) > 1 or events != select.POLLIN:
+                self._handle(ready)
+            elif descriptor == client:
+                size, descriptors = up.receive(buffer)
+                if descriptors or self._inbox or not is_plain_call(buffer, size):
+                    self._took(size, descriptors)
+                else:
+                    up.send(buffer[:size])
+            elif descriptor == upstream and not self._opening:
+                size, descriptors = down.receive(buffer)
+                if descriptors:
+                    down.put(buffer[:size], descriptors)
+                elif size:
+                    down.send(buffer[:size])
+            else:
+                self._handle(ready)
 
     def _wants_client(self) -> bool:
         return self._up.idle and self._pending is None and not self._up.ended and not self._up.broken
@@ -176,6 +198,10 @@ class Relay:
 
     def _from_client(self) -> None:
         size, descriptors = self._up.receive(self._buffer)
+        self._took(size, descriptors)
+
+    def _took(self, size: int, descriptors: list[int]) -> None:
+        """So much was read into the buffer."""
         if self._up.ended:
             self._calls.blind = True  # whatever is left never becomes whole
         if self._inbox or descriptors:

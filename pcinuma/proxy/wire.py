@@ -167,6 +167,14 @@ class Framing:
                     return position, None
                 rest += trailing_bytes(data, position)
 
+    def is_plain_call(self, data: Bytes, size: int) -> bool:
+        """Whether the next ``size`` bytes of the stream, in ``data``, are one whole call that nobody looks at. They may go on then; the
+        state stays as it is, between two messages. A quick answer for what :meth:`scan` would find out as well."""
+        if size < HEADER_SIZE or self._rest or self._sasl or self.blind:
+            return False
+        length, _, _, procedure, kind, _, status = _HEADER.unpack_from(data)
+        return length == size and kind == 0 and status <= 2 and procedure not in self._looked_at
+
     def release(self, message: Bytes) -> None:
         """The held message has been dealt with: what follows it is next."""
         self._rest = trailing_bytes(message, 0) if read_header(message).carries_descriptors else 0
