@@ -20,25 +20,34 @@ start_pcinuma
 step "pcinumad is running"
 """
 
+SPARE_PORTS = """
+sed -i 's/^#spare-ports = 0$/spare-ports = 1/' /etc/pcinuma/pcinuma.conf
+grep -qx 'spare-ports = 1' /etc/pcinuma/pcinuma.conf && kill -HUP "$(pidof -x pcinumad)" || give_up "the configuration is not as expected"
+"""
+
 DEFINE = """
 virsh -q define /job/%(name)s.xml >/dev/null || give_up "virsh define"
 step "virsh define %(name)s"
 """ % {"name": NAME}
 
 PLACED = """
-placed() { virsh dumpxml --inactive %(name)s | grep -q '<controller index='; }
-wait_for 60 placed || give_up "%(name)s was not placed: $(tail -n 2 /job/out/pcinumad.log)"
+placed() { virsh dumpxml --inactive "$1" | grep -q 'controller index='; }
+wait_for 20 placed %(name)s || give_up "%(name)s was not placed: $(tail -n 2 /job/out/pcinumad.log)"
 step "pcinumad has placed %(name)s"
 """ % {"name": NAME}
 
 DRIVERS = """
+target() { # what the link $1 is the name of, in $found; a fork for each device would be dear
+    found=none
+    [ -e "$1" ] && cd -P "$1" && found=${PWD##*/}
+}
 drivers() { # one line per device: address, driver, IOMMU group
     for device in /sys/bus/pci/devices/*; do
-        driver=none group=none
-        [ -e $device/driver ] && driver=$(basename "$(readlink $device/driver)")
-        [ -e $device/iommu_group ] && group=$(basename "$(readlink $device/iommu_group)")
+        target $device/driver; driver=$found
+        target $device/iommu_group; group=$found
         echo "${device##*/} $driver $group"
     done
+    cd /
 }
 """
 

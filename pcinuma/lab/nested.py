@@ -17,7 +17,7 @@ from pcinuma.lab.kernel import Kernel
 READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
 READ_END = "=====PCINUMA-READ-END====="
 CMDLINE = (
-    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr pcie_ports=compat"
+    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr"
     " cryptomgr.notests audit=0 apparmor=0 nowatchdog random.trust_cpu=on 8250.nr_uarts=1"
     # Self-tests, keys and probes that have nothing to do with PCI; a kernel without such a function takes no notice.
     " initcall_blacklist=crypto_kdf108_init,load_system_certificate_list,init_ima,init_evm,init_kprobe_trace,cmos_init"
@@ -36,6 +36,22 @@ done
 echo "%(end)s"
 """ % {"begin": READ_BEGIN, "end": READ_END}
 
+PLUGGED = "=====PCINUMA-PLUGGED====="
+UNPLUGGED = "=====PCINUMA-UNPLUGGED====="
+
+# Waiting is a builtin here: nobody types at the serial port.
+_WATCH = """
+count() { set -- /sys/bus/pci/devices/*; number=$#; }
+count; first=$number
+while [ $number -eq $first ]; do read -r -t 1 nothing; count; done
+read -r -t 1 nothing
+print_tree
+echo "%(plugged)s"
+while [ $number -ne $first ]; do read -r -t 1 nothing; count; done
+echo "%(unplugged)s"
+while :; do read -r -t 60 nothing; done
+""" % {"plugged": PLUGGED, "unplugged": UNPLUGGED}
+
 _DOMAIN = """<domain type='qemu'>
   <name>%(name)s</name>
   <metadata>
@@ -49,7 +65,7 @@ _DOMAIN = """<domain type='qemu'>
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>/images/vmlinux</kernel>
-    <initrd>/images/nested.cpio</initrd>
+    <initrd>/images/%(initrd)s</initrd>
     <cmdline>%(cmdline)s</cmdline>
   </os>
   <features><acpi/></features>
@@ -71,11 +87,16 @@ _DOMAIN = """<domain type='qemu'>
 Slot = Union[PciAddress, tuple[PciAddress, ...]]
 
 
-def image(kernel: Kernel, *, read_disks: bool = False) -> bytes:
-    """The guest's initramfs: it prints its tree, and with ``read_disks`` the first line of each NVMe drive, which is DMA."""
+def image(kernel: Kernel, *, read_disks: bool = False, watch: bool = False) -> bytes:
+    """The guest's initramfs: it prints its tree, and with ``read_disks`` the first line of each NVMe drive, which is DMA.
+
+    With ``watch`` it prints its tree again when it has got a device more, says when that is gone, and runs on.
+    """
     files: dict[str, bytes] = {}
     # The console that the kernel opened for init is the serial port already, and the tree needs sysfs alone: each mount is a fork.
     work = "mount -t sysfs sysfs /sys\n" + initramfs.PRINT_TREE + "print_tree\nmount -t proc proc /proc\n"
+    if watch:
+        work += _WATCH
     if read_disks:
         work += "mount -t devtmpfs devtmpfs /dev\n" + _READ
         for number, (name, content) in enumerate(initramfs.modules(kernel, ["nvme"])):
@@ -85,11 +106,20 @@ def image(kernel: Kernel, *, read_disks: bool = False) -> bytes:
 
 
 def domain(
-    name: str, slots: Sequence[Slot], cells: dict[int, int], *, policy: str = "", group_by: str = "", memory_mib: int = 256
+    name: str,
+    slots: Sequence[Slot],
+    cells: dict[int, int],
+    *,
+    policy: str = "",
+    group_by: str = "",
+    memory_mib: int = 256,
+    initrd: str = "nested.cpio",
+    hotplug: bool = False,
 ) -> bytes:
     """The domain XML.
 
-    ``cells``: guest cell -> host node. A tuple of addresses shares a slot. ``policy``, ``group_by``: its owner's wishes.
+    ``cells``: guest cell -> host node. A tuple of addresses shares a slot. ``policy``, ``group_by``: its owner's wishes. ``hotplug``: the
+    kernel is to serve hot-pluggable ports, which costs it a quarter of a second for each.
     """
     wishes = "".join(f" {key}='{value}'" for key, value in (("policy", policy), ("group-by", group_by)) if value)
     each = memory_mib // len(cells)
@@ -98,7 +128,8 @@ def domain(
         "metadata": f"\n    <pcinuma xmlns='urn:pcinuma:domain:1'{wishes}/>" if wishes else "",
         "memory": each * len(cells),
         "memnodes": "\n".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{node}'/>" for cell, node in sorted(cells.items())),
-        "cmdline": CMDLINE,
+        "initrd": initrd,
+        "cmdline": CMDLINE + ("" if hotplug else " pcie_ports=compat"),
         "cells": "\n".join(_cell(cell, each) for cell in sorted(cells)),
         "hostdevs": "".join(_hostdevs(slots)),
     }
@@ -118,9 +149,14 @@ def _hostdevs(slots: Sequence[Slot]) -> list[str]:
             more = " multifunction='on'" if function == 0 else ""
             # A shared slot needs its address; what libvirt would have chosen, on a root port of its own, is left to a later define.
             place = f"      <address type='pci' bus='0x00' slot='0x{8 + number:02x}' function='0x{function:x}'{more}/>\n" if several else ""
-            texts.append(
-                "    <hostdev mode='subsystem' type='pci' managed='yes'>\n"
-                "      <source><address domain='0x%04x' bus='0x%02x' slot='0x%02x' function='0x%x'/></source>\n%s"
-                "    </hostdev>\n" % (*address, place)
-            )
+            texts.append(hostdev(address, place))
     return texts
+
+
+def hostdev(address: PciAddress, place: str = "") -> str:
+    """A device as its owner writes it; ``place``: the element with its guest address, if it has one."""
+    return (
+        "    <hostdev mode='subsystem' type='pci' managed='yes'>\n"
+        "      <source><address domain='0x%04x' bus='0x%02x' slot='0x%02x' function='0x%x'/></source>\n%s"
+        "    </hostdev>\n" % (*address, place)
+    )

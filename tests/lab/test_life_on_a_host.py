@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from typing import Optional
 
 from lxml import etree
 
-from pcinuma.lab import guest_tree, layout
+from pcinuma.lab import guest_tree, initramfs, layout, nested
 from pcinuma.lab.layout import MAIN_ROOT
 from pcinuma.lab.virtual_host import HostRun
 from tests.lab import tier2
@@ -20,6 +21,12 @@ def drivers(run: HostRun, when: str) -> dict[str, tuple[str, str]]:
     """Address -> (driver, IOMMU group) of the passed devices."""
     lines = [line.split() for line in run.out[f"drivers-{when}"].splitlines()]
     return {address: (driver, group) for address, driver, group in lines if address in PASSED}
+
+
+def cell_of(live: layout.Layout, device: layout.Device) -> Optional[int]:
+    """The cell of the expander that a device is below."""
+    root = live.path(device.address).root
+    return next((c.cell for c in live.controllers.values() if c.bus_nr is not None and root == "0000:%02x" % c.bus_nr), None)
 
 
 def test_the_host_is_what_its_plan_says(tier2_host: HostRun) -> None:
@@ -69,6 +76,66 @@ def test_a_guest_starts_on_the_default_root_when_the_daemon_is_dead(tier2_host: 
     live = layout.read(tier2_host.out["bare-live.xml"].encode())
     assert [device.source for device in live.passthrough] == [ADDRESSES["disk0"]]
     assert all(live.path(device.address).root == MAIN_ROOT for device in live.passthrough)
+
+
+def test_without_systemd_the_proxy_is_not_put_on_libvirts_socket_and_says_what_to_do(tier2_host: HostRun) -> None:
+    said = tier2_host.out["proxy-enable.log"]
+    assert "systemd does not run here" in said
+    assert f"socket={tier2.PROXY}" in said
+    assert said.splitlines()[-1] == "exit code 1"
+
+
+def test_a_transient_guest_that_comes_through_the_proxy_is_placed(tier2_host: HostRun) -> None:
+    live = layout.read(tier2_host.out["transient.xml"].encode())
+    assert [(device.source, cell_of(live, device)) for device in live.passthrough] == [(ADDRESSES["gpu0"], 0)]
+
+
+def test_a_device_plugged_in_through_the_proxy_lands_on_the_spare_port_beside_its_neighbour(tier2_host: HostRun) -> None:
+    before, live = (layout.read(tier2_host.out[name].encode()) for name in ("transient.xml", "transient-plugged.xml"))
+    assert live.controllers == before.controllers
+    gpu, nic = live.passthrough
+    assert (gpu.source, nic.source) == (ADDRESSES["gpu0"], ADDRESSES["nic0"])
+    assert live.path(gpu.address).root == live.path(nic.address).root != MAIN_ROOT
+    assert live.controllers[nic.address.bus].hotplug
+    assert not live.controllers[gpu.address.bus].hotplug
+
+
+def test_its_devices_are_on_vfio_pci_meanwhile_and_given_back(tier2_host: HostRun) -> None:
+    busy = {ADDRESSES["gpu0"], ADDRESSES["nic0"], ADDRESSES["gpu1"]}
+    assert {address for address, (driver, _) in drivers(tier2_host, "transient").items() if driver == "vfio-pci"} == busy
+    gone = {address for address, (driver, _) in drivers(tier2_host, "transient-gone").items() if driver == "vfio-pci"}
+    assert gone == {ADDRESSES["gpu1"]}
+
+
+def test_a_running_guest_is_given_a_device_on_the_spare_port_and_its_kernel_sees_the_node(tier2_host: HostRun) -> None:
+    live, inactive = (layout.read(tier2_host.out[f"hot-attached{which}.xml"].encode()) for which in ("", "-inactive"))
+    gpu, nic = live.passthrough
+    assert (gpu.source, nic.source) == (ADDRESSES["gpu1"], ADDRESSES["nic1"])
+    assert live.path(gpu.address).root == live.path(nic.address).root != MAIN_ROOT
+    assert live.controllers[nic.address.bus].hotplug
+    assert {item["guest_cell"] for item in json.loads(tier2_host.out["attach.json"])["attached"]} == {1}
+    first, _, later = tier2_host.out[f"{tier2.HOT}.console"].partition(initramfs.END)
+    before, after = guest_tree.parse(first + initramfs.END), guest_tree.parse(later)
+    assert before.at(live.path(nic.address)) is None
+    for tree, device in ((before, gpu), (after, gpu), (after, nic)):
+        seen = tree.at(live.path(device.address))
+        assert seen is not None
+        assert seen.numa_node == 1
+    assert [(d.source, inactive.path(d.address)) for d in inactive.passthrough] == [
+        (d.source, live.path(d.address)) for d in live.passthrough
+    ]
+
+
+def test_a_running_guest_lets_go_of_a_device_that_goes_back_to_its_own_driver(tier2_host: HostRun) -> None:
+    assert tier2_host.out["detach.log"].splitlines()[-1] == "exit code 0", tier2_host.out["detach.log"]
+    done = {item["where"]: item["detached"] for item in json.loads(tier2_host.out["detach.json"])["done"]}
+    assert done == {"live": True, "config": True}
+    for which in ("", "-inactive"):
+        left = layout.read(tier2_host.out[f"hot-detached{which}.xml"].encode())
+        assert [device.source for device in left.passthrough] == [ADDRESSES["gpu1"]]
+    assert nested.UNPLUGGED in tier2_host.out[f"{tier2.HOT}.console"]
+    assert drivers(tier2_host, "hot")[ADDRESSES["nic1"]][0] == "vfio-pci"
+    assert drivers(tier2_host, "hot-detached")[ADDRESSES["nic1"]] == drivers(tier2_host, "before")[ADDRESSES["nic1"]]
 
 
 def test_uninstalling_reverts_the_domains_and_leaves_the_configuration_only(tier2_host: HostRun) -> None:
