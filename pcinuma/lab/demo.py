@@ -79,7 +79,8 @@ def main(argv: Optional[list[str]] = None) -> int:
     if args.keep and args.json:
         parser.error("--keep and --json do not go together")
     for ending in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(ending, signal.default_int_handler)
+        if signal.getsignal(ending) is not signal.SIG_IGN:  # as below nohup
+            signal.signal(ending, signal.default_int_handler)
     try:
         return _run(args)
     except PcinumaError as error:

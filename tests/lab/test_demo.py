@@ -44,15 +44,26 @@ def running(lab_kernel: kernel.Kernel) -> Iterator[Running]:
         process.communicate()
 
 
+def _scratch_of(process: subprocess.Popen[str]) -> dict[psutil.Process, Path]:
+    """The hosts that run now, and the demonstration's folder, which their command lines name. (A machine that tries KVM is none.)"""
+    found = {}
+    for child in psutil.Process(process.pid).children():
+        try:
+            folder = re.search(r"/var/tmp/pcinuma-demo-[^/]+", " ".join(child.cmdline()))
+        except psutil.NoSuchProcess:
+            continue
+        if folder:
+            found[child] = Path(folder[0])
+    return found
+
+
 def _hosts(process: subprocess.Popen[str]) -> tuple[list[psutil.Process], Path]:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline and process.poll() is None:
-        if any("qemu" in child.name() for child in psutil.Process(process.pid).children()):
-            time.sleep(1)
-            hosts = [child for child in psutil.Process(process.pid).children() if "qemu" in child.name()]
-            found = re.search(r"/var/tmp/pcinuma-demo-[^/]+", " ".join(hosts[0].cmdline()))
-            assert found is not None
-            return hosts, Path(found[0])
+        if _scratch_of(process):
+            time.sleep(1)  # for the second one
+            hosts = _scratch_of(process)
+            return list(hosts), next(iter(hosts.values()))
         time.sleep(0.1)
     raise AssertionError(f"no virtual host came up: {process.communicate() if process.poll() is not None else process}")
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from pcinuma.lab import hardware, kernel, layout, presets
@@ -12,10 +10,16 @@ from pcinuma.lab.layout import MAIN_ROOT
 from pcinuma.lab.nested import READ_BEGIN, READ_END
 from pcinuma.lab.virtual_host import HostRun
 from tests.lab import tier3
+from tests.lab.table import Table
+
+TWO_SOCKETS = "two-sockets-with-switches"
 
 
-def test_two_groups_and_a_switch_on_each_node(tier3_host: HostRun) -> None:
-    assert tier3.judge(tier3_host, presets.two_sockets_with_switches()) == []
+def test_two_groups_and_a_switch_on_each_node(tier3_host: HostRun, lab_kernel: kernel.Kernel, lab_table: Table) -> None:
+    preset = presets.PRESETS[TWO_SOCKETS]()
+    findings = tier3.judge(tier3_host, preset)
+    lab_table.add(TWO_SOCKETS, preset, tier3_host, findings, lab_kernel.release)
+    assert findings == []
 
 
 def test_the_judge_objects_if_the_cells_were_swapped(tier3_host: HostRun) -> None:
@@ -31,17 +35,13 @@ def test_the_guest_reads_its_drive_by_dma(tier3_host: HostRun) -> None:
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("name", ["four-nodes", "two-root-complexes", "sriov", "multifunction"])
-def test_every_other_host(name: str, lab_kernel: kernel.Kernel, tmp_path: Path) -> None:
+@pytest.mark.parametrize("preset_host", sorted(set(presets.PRESETS) - {TWO_SOCKETS}), indirect=True)
+def test_every_other_host(preset_host: tuple[str, HostRun], lab_kernel: kernel.Kernel, lab_table: Table) -> None:
+    name, run = preset_host
     preset = presets.PRESETS[name]()
-    run = tier3.run(preset, lab_kernel, tmp_path).require()
-    assert tier3.judge(run, preset) == []
-
-
-@pytest.mark.full
-def test_a_host_whose_firmware_says_nothing_changes_nothing(lab_kernel: kernel.Kernel, tmp_path: Path) -> None:
-    preset = presets.minus_one()
-    run = tier3.run(preset, lab_kernel, tmp_path, placed=False).require()
-    assert tier3.judge(run, preset) == []
+    findings = tier3.judge(run, preset)
+    lab_table.add(name, preset, run, findings, lab_kernel.release)
+    assert findings == []
     live = layout.read(run.out["live.xml"].encode())
-    assert {live.path(device.address).root for device in live.passthrough} == {MAIN_ROOT}
+    on_the_main_root = {live.path(device.address).root == MAIN_ROOT for device in live.passthrough}
+    assert on_the_main_root == {not preset.host.expanders}, "placed exactly where the host's firmware says something"

@@ -10,10 +10,12 @@ from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
 from pcinuma.settings import GroupBy
 
+VERSIONS = "virsh version >/job/out/versions\n"
 
-def run(preset: Preset, image: kernel.Kernel, scratch: Path, *, read_disks: bool = False, placed: bool = True) -> HostRun:
-    job = jobs.DRIVERS + preset.prepare + "\n" + jobs.LIBVIRT + jobs.INSTALL + jobs.DEFINE
-    job += (jobs.PLACED if placed else "sleep 3\n") + jobs.START + jobs.GUEST + (jobs.READ if read_disks else "") + jobs.STOP
+
+def run(preset: Preset, image: kernel.Kernel, scratch: Path, *, read_disks: bool = False) -> HostRun:
+    job = jobs.DRIVERS + preset.prepare + "\n" + jobs.LIBVIRT + VERSIONS + jobs.INSTALL + jobs.DEFINE
+    job += (jobs.PLACED if preset.host.expanders else "sleep 3\n") + jobs.START + jobs.GUEST + (jobs.READ if read_disks else "") + jobs.STOP
     files = {
         f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
         "images/nested.cpio": nested.image(image, read_disks=read_disks),
