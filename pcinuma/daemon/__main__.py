@@ -90,7 +90,7 @@ class Daemon:
         self._reconciler = Reconciler(known, state_file, self.settings, options.root, pools, threads)
         link = Link(options.uri or self.settings.libvirt_uri, self._reconciler, threads)
         service = Service(self._reconciler, link, pools, state_file, hooks, threads)
-        server = Server(service.handlers())
+        server = Server(service.handlers(), service.urgent(), hooks)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)

@@ -4,6 +4,10 @@ A peer costs nobody else anything: it must be root or the daemon's own user (SO_
 ten seconds to arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. One connection may stay
 open and idle.
 
+Somebody's start waits for the hook's call, so a first message that arrives in one piece, and whose method is one of ``urgent``, is
+answered without streams and by the thread that works the answer out; the connection gets its streams after that. Whatever is
+unusual about such a call takes the usual way.
+
 :meth:`Server._answer` is the boundary where every error of a call becomes an error reply. Source: https://varlink.org.
 """
 
@@ -14,8 +18,9 @@ import json
 import os
 import socket
 import struct
+from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Mapping, NamedTuple, Optional
+from typing import Any, Awaitable, Callable, Mapping, NamedTuple, Optional, Tuple
 
 from pcinuma import __version__
 from pcinuma.daemon.client import INTERFACE, MAX_MESSAGE
@@ -33,6 +38,8 @@ _VARLINK = "org.varlink.service"
 
 Parameters = Mapping[str, Any]
 Handler = Callable[[Parameters], Awaitable[Mapping[str, Any]]]
+Urgent = Callable[[Parameters], Tuple[Mapping[str, Any], Callable[[], None]]]
+"""Answers a call in a thread: the reply, and what is left to be done in the event loop."""
 
 
 class Peer(NamedTuple):
@@ -77,9 +84,17 @@ def listen(path: Path) -> socket.socket:
 
 
 class Server:
-    """Answers calls on a listening socket with ``handlers`` (full method name -> coroutine function)."""
+    """Answers calls on a listening socket with ``handlers`` (full method name -> coroutine function).
 
-    def __init__(self, handlers: Mapping[str, Handler]) -> None:
+    ``urgent``: other handlers for some of these methods, that ``executor`` runs.
+    """
+
+    def __init__(
+        self,
+        handlers: Mapping[str, Handler],
+        urgent: Optional[Mapping[str, Urgent]] = None,
+        executor: Optional[Executor] = None,
+    ) -> None:
         self._handlers: Mapping[str, Handler] = {
             **handlers,
             f"{_VARLINK}.GetInfo": self._get_info,
@@ -87,40 +102,116 @@ class Server:
         }
         self._allowed = {0, os.geteuid()}
         self._connections: set[asyncio.Task[None]] = set()
+        self._silent: set[socket.socket] = set()  # connections on which nothing came yet
         self._turns = asyncio.Semaphore(MAX_ANSWERED)
-        self._server: Optional[asyncio.AbstractServer] = None
+        self._urgent = urgent or {}
+        self._executor = executor
+        self._listener: Optional[socket.socket] = None
 
     async def start(self, listener: socket.socket) -> None:
         """Accept connections from now on."""
-        self._server = await asyncio.start_unix_server(self._connected, sock=listener, limit=_CHUNK, backlog=BACKLOG)
+        self._listener = listener
+        listener.setblocking(False)
+        listener.listen(BACKLOG)
+        asyncio.get_running_loop().add_reader(listener, self._accept, listener)
 
     async def stop(self) -> None:
         """Accept no more connections and end those that there are; calls that are being answered get a moment to end."""
-        if self._server is not None:
-            self._server.close()
+        if self._listener is not None:
+            asyncio.get_running_loop().remove_reader(self._listener)
+            self._listener.close()
+            self._listener = None
+        for silent in self._silent:
+            asyncio.get_running_loop().remove_reader(silent)
+            silent.close()
         for connection in self._connections:
             connection.cancel()
         if self._connections:
             await asyncio.wait(self._connections, timeout=2.0)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
+    def _accept(self, listener: socket.socket) -> None:
         try:
-            if len(self._connections) >= MAX_CONNECTIONS:
-                log.warning("connection refused: too many", connections=len(self._connections))
+            connection, _ = listener.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # out of descriptors or memory: a moment's rest, the peer waits
+            log.error("cannot accept a connection", error=str(error))
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(listener)
+            loop.call_later(1.0, self._accept_again)
+            return
+        connection.setblocking(False)
+        if len(self._connections) + len(self._silent) >= MAX_CONNECTIONS:
+            log.warning("connection refused: too many", connections=MAX_CONNECTIONS)
+            connection.close()
+            return
+        self._silent.add(connection)
+        asyncio.get_running_loop().add_reader(connection, self._speaks, connection)
+
+    def _speaks(self, connection: socket.socket) -> None:
+        """The first bytes of a peer are there."""
+        asyncio.get_running_loop().remove_reader(connection)
+        self._silent.discard(connection)
+        try:
+            begun = connection.recv(_CHUNK)
+        except OSError:  # the streams will see
+            begun = b""
+        if not self._answered_urgently(connection, begun):
+            self._go_on(connection, begun)
+
+    def _accept_again(self) -> None:
+        if self._listener is not None:
+            asyncio.get_running_loop().add_reader(self._listener, self._accept, self._listener)
+
+    def _answered_urgently(self, connection: socket.socket, begun: bytes) -> bool:
+        """Have the call ``begun``, if it is an urgent one, answered by a thread. False: nothing was done with it."""
+        if self._executor is None or begun.find(b"\0") != len(begun) - 1 or _peer(connection).uid not in self._allowed:
+            return False
+        call = _call(begun[:-1])
+        parameters = (call.get("parameters") or {}) if call is not None else {}
+        handler = self._urgent.get(call["method"]) if call is not None and call.keys() <= {"method", "parameters"} else None
+        if call is None or handler is None or unfit_parameter(call["method"], parameters) is not None:
+            return False
+        loop = asyncio.get_running_loop()
+
+        def work(handler: Urgent) -> None:
+            try:
+                reply, then = handler(parameters)
+            except Exception as error:  # the usual way has an answer to it
+                log.debug("no urgent answer", error=str(error) or type(error).__name__)
+                loop.call_soon_threadsafe(self._go_on, connection, begun)
                 return
-            self._connections.add(task)
+            loop.call_soon_threadsafe(then)  # what follows from the answer may be here soon
+            answer = _encoded({"parameters": reply})
+            try:
+                sent = connection.send(answer)
+            except OSError:  # its buffer is full, or it is gone: the streams will see
+                sent = 0
+            loop.call_soon_threadsafe(self._go_on, connection, b"", answer[sent:])
+
+        self._executor.submit(work, handler)
+        return True
+
+    def _go_on(self, connection: socket.socket, begun: bytes, unsent: bytes = b"") -> None:
+        """Converse with a peer: this much of its next message has arrived, that much of our answer is still to go."""
+        task = asyncio.get_running_loop().create_task(self._connected(connection, begun, unsent))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _connected(self, connection: socket.socket, begun: bytes, unsent: bytes) -> None:
+        peer = _peer(connection)
+        reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_CHUNK)
+        try:
+            writer.write(unsent)
             async with self._turns:
-                await self._converse(reader, writer, _peer(writer))
+                await self._converse(reader, writer, peer, begun)
         except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
             log.debug("connection ended", error=str(error) or type(error).__name__)
         finally:
-            self._connections.discard(task)
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer) -> None:
-        buffer = bytearray()
+    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer, begun: bytes) -> None:
+        buffer = bytearray(begun)
         while True:
             message = await _message(reader, buffer)
             if message is None:
@@ -135,7 +226,7 @@ class Server:
             else:
                 reply = await self._answer(call["method"], call.get("parameters") or {})
             if not call.get("oneway"):
-                writer.write(json.dumps(reply).encode("ascii") + b"\0")
+                writer.write(_encoded(reply))
                 await asyncio.wait_for(writer.drain(), MESSAGE_TIME)
             if peer.uid not in self._allowed:
                 return
@@ -175,6 +266,10 @@ class Server:
         if description is None:
             raise VarlinkError("InterfaceNotFound", interface=parameters["interface"])
         return {"description": description}
+
+
+def _encoded(reply: Mapping[str, Any]) -> bytes:
+    return json.dumps(reply).encode("ascii") + b"\0"
 
 
 def _failure(message: str, hint: Optional[str]) -> dict[str, Any]:
@@ -222,7 +317,6 @@ def _call(message: bytes) -> Optional[dict[str, Any]]:
     return call
 
 
-def _peer(writer: asyncio.StreamWriter) -> Peer:
-    connection = writer.get_extra_info("socket")
+def _peer(connection: socket.socket) -> Peer:
     size = struct.calcsize("3i")
     return Peer(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))

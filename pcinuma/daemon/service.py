@@ -24,7 +24,7 @@ from pcinuma.daemon.link import Link
 from pcinuma.daemon.log import log
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
-from pcinuma.daemon.server import Handler, Parameters
+from pcinuma.daemon.server import Handler, Parameters, Urgent
 from pcinuma.daemon.standing import as_it_is, parse
 from pcinuma.daemon.state import StateFile
 from pcinuma.errors import UnusableInput
@@ -67,18 +67,27 @@ class Service:
 
     async def hook(self, parameters: Parameters) -> Reply:
         """See the interface. Never asks libvirt, never waits for what does."""
+        reply, then = await _run(self._hooks, self.hook_urgently, parameters)
+        then()
+        return reply
+
+    def hook_urgently(self, parameters: Parameters) -> tuple[Reply, Callable[[], None]]:
+        """:meth:`hook` in a thread: the reply, and what is left to do in the event loop."""
         if (parameters["operation"], parameters["suboperation"]) != ("prepare", "begin"):
-            return {"exit": 0, "xml": None, "message": None}
+            return {"exit": 0, "xml": None, "message": None}, lambda: None
         began = time.monotonic()
-        found = await _run(self._hooks, self._judge, parameters["xml"].encode())
+        found = self._judge(parameters["xml"].encode())
         refused = found.refusal is not None
-        if found.uuid is not None:
-            self._reconciler.start_begins(found.uuid, refused=refused, look_again=found.placed is not None)
-            task = asyncio.get_running_loop().create_task(self._remember(found, began))  # runs when the answer is on its way
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+
+        def then() -> None:
+            if found.uuid is not None:
+                self._reconciler.start_begins(found.uuid, refused=refused, look_again=found.placed is not None)
+                task = asyncio.get_running_loop().create_task(self._remember(found, began))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+
         placed = found.placed.decode() if found.placed is not None and not refused else None
-        return {"exit": int(refused), "xml": placed, "message": found.refusal}
+        return {"exit": int(refused), "xml": placed, "message": found.refusal}, then
 
     def _judge(self, xml: bytes) -> boot.Boot:
         reconciler = self._reconciler
@@ -89,6 +98,10 @@ class Service:
             allows=reconciler.allows,
             is_persistent=lambda uuid: uuid in reconciler.known,
         )
+
+    def urgent(self) -> dict[str, Urgent]:
+        """What somebody's start waits for."""
+        return {f"{INTERFACE}.Hook": self.hook_urgently}
 
     async def _remember(self, found: boot.Boot, began: float) -> None:
         answered = time.monotonic() - began
