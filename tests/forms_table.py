@@ -17,6 +17,7 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "forms.md"
 TESTS = Path(__file__).resolve().parent
 
 BOOTED = "guest/test_forms.py"
+BACKED = ["lab/test_backing.py", "unit/test_placement_backing.py"]
 FORMS = {
     "hostdev-pci": (
         "`hostdev type='pci'`, VFs, USB and SATA controllers",
@@ -34,8 +35,8 @@ FORMS = {
     "mdev": ("`hostdev type='mdev'`; inactive ones where libvirt may be asked", [BOOTED, "libvirt/test_mdevs.py"]),
     "nvme-disk": ("`disk type='nvme'` on virtio", [BOOTED]),
     "vdpa": ("vDPA interfaces, and disks on virtio", [BOOTED, "unit/test_placement_forms.py"]),
-    "block-disk": ("with `near-backing`: `disk type='block'` on virtio", [BOOTED, "lab/test_backing.py", "unit/test_placement_backing.py"]),
-    "direct-interface": ("with `near-backing`: `interface type='direct'`, model virtio", [BOOTED, "lab/test_backing.py", "unit/test_placement_backing.py"]),
+    "block-disk": ("with `near-backing`: `disk type='block'` on virtio", [BOOTED, *BACKED]),
+    "direct-interface": ("with `near-backing`: `interface type='direct'`, model virtio", [BOOTED, *BACKED]),
 }
 MACHINES = {
     "q35": ("q35", "`pcie-expander-bus`, root ports, switches", ["guest/test_placed_guests.py", "libvirt/test_machine_types.py"]),
