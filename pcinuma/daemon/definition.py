@@ -44,12 +44,16 @@ Allows = Callable[[Optional[Policy]], bool]
 
 @dataclass(frozen=True)
 class Job:
-    """What to do. ``allows`` is asked with the domain's own policy, ``may_define`` when a definition turned out to be necessary."""
+    """What to do. ``allows`` is asked with the domain's own policy, ``may_define`` when a definition turned out to be necessary.
+
+    ``give_way`` is called before each piece of work that takes a millisecond of the processor; it may block.
+    """
 
     request: Request
     allows: Allows
     may_define: Callable[[], bool] = lambda: True
     dry_run: bool = False
+    give_way: Callable[[], object] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -135,11 +139,13 @@ def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools, ahead: Optional[
     before = ahead.definition.result() if ahead else read(domain)
     owner: Optional[Policy] = None
     ran_with = job.request.ran_with
+    job.give_way()
     if mentions_us(before):
         known = parse(before)
         owner = known.policy
         if strangers(known) - ran_with:
             ran_with = ran_with | _running_strangers(domain)
+        job.give_way()
     request = replace(job.request, pools=pools.resolve(domain.connect(), before), ran_with=ran_with)
     result = engine.place(before, request)
 

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import threading
 import time
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
@@ -56,6 +57,8 @@ HOST_SETTLES = 0.5
 EVENT_TAKES = 0.03
 LATER = 1.0
 """Seconds until a domain is looked at where most likely nothing is to be done: who defines and starts in one go is through by then."""
+GIVES_WAY = 0.02
+"""Seconds that a look without an event waits at most, each time, for one with an event."""
 SETTLED = 10.0
 """Seconds for which a definition that a look found right counts as that."""
 START_TAKES = 15.0
@@ -88,6 +91,9 @@ class Reconciler:
         self._queue: asyncio.PriorityQueue[tuple[int, int, str]] = asyncio.PriorityQueue()
         self._order = itertools.count()
         self._wanted: set[str] = set()
+        self._urgent: set[str] = set()  # of these, and of those being looked at, what has an event
+        self._nothing_urgent = threading.Event()
+        self._nothing_urgent.set()
         self._busy: set[str] = set()
         self._flights: dict[str, asyncio.Future[Optional[Landing]]] = {}  # looks that the reconciler has under way
         self._checks: dict[str, asyncio.Task[None]] = {}
@@ -221,6 +227,14 @@ class Reconciler:
         known = self.known.get(uuid)
         if uuid not in self._busy and (known is None or known.starting is None):
             self._queue.put_nowait((priority, next(self._order), uuid))
+            if priority == NOW:
+                self._urgent.add(uuid)
+                self._nothing_urgent.clear()
+
+    def _no_more_urgent(self, uuid: str) -> None:
+        self._urgent.discard(uuid)
+        if not self._urgent:
+            self._nothing_urgent.set()
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""
@@ -254,6 +268,8 @@ class Reconciler:
             _, _, uuid = await self._queue.get()
             known = self.known.get(uuid)
             if uuid not in self._wanted or uuid in self._busy or known is None or known.starting is not None:
+                if uuid not in self._busy:
+                    self._no_more_urgent(uuid)
                 continue
             self._wanted.discard(uuid)
             self._busy.add(uuid)
@@ -261,6 +277,7 @@ class Reconciler:
                 await self._look(uuid, known)
             finally:
                 self._busy.discard(uuid)
+                self._no_more_urgent(uuid)
                 self._swept(uuid)
                 if uuid in self._wanted:
                     self.want(uuid)
@@ -277,7 +294,12 @@ class Reconciler:
 
         try:
             change = await self.place(
-                known.domain, by="reconciler", may_define=known.contention.may_define, ahead=ahead, landed=landed
+                known.domain,
+                by="reconciler",
+                may_define=known.contention.may_define,
+                ahead=ahead,
+                landed=landed,
+                give_way=(lambda: None) if uuid in self._urgent else (lambda: self._nothing_urgent.wait(GIVES_WAY)),
             )
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -344,6 +366,7 @@ class Reconciler:
         may_define: Callable[[], bool] = lambda: True,
         ahead: Optional[Ahead] = None,
         landed: Callable[[Landing], None] = lambda landing: None,
+        give_way: Callable[[], object] = lambda: None,
     ) -> Change:
         """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError.
 
@@ -356,6 +379,7 @@ class Reconciler:
                 allows=lambda owner: force or self.allows(uuid, owner),
                 may_define=may_define,
                 dry_run=dry_run,
+                give_way=give_way,
             )
             began = time.monotonic()
             with self._listening(uuid) as defined, self._resurrections.watching(uuid) as check_later:

@@ -117,8 +117,7 @@ class Column:
         lines = [f"{self.suite}: failed: {failure}" for failure in self.failures]
         for title, count in self.counts.items():
             for reason in sorted(set(count.not_run)):
-                several = f"{count.not_run.count(reason)} of {count.all}: " if count.all else ""
-                lines.append(f"{self.suite}: not passed: {title}: {several}{reason}")
+                lines.append(f"{self.suite}: not passed: {title}: {count.not_run.count(reason)} of {count.all or 'all'}: {reason}")
         return lines
 
 
