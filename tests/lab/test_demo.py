@@ -39,9 +39,13 @@ def running(lab_kernel: kernel.Kernel) -> Iterator[Running]:
     try:
         yield Running(process, *_hosts(process))
     finally:
-        for left in [*psutil.Process(process.pid).children(), process] if process.poll() is None else []:
-            left.kill()
-        process.communicate()
+        process.terminate()
+        try:
+            process.communicate(timeout=PROMPT)
+        except subprocess.TimeoutExpired:
+            for left in [*psutil.Process(process.pid).children(), process]:
+                left.kill()
+            process.communicate()
 
 
 def _scratch_of(process: subprocess.Popen[str]) -> dict[psutil.Process, Path]:

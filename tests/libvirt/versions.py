@@ -117,7 +117,8 @@ class Column:
         lines = [f"{self.suite}: failed: {failure}" for failure in self.failures]
         for title, count in self.counts.items():
             for reason in sorted(set(count.not_run)):
-                lines.append(f"{self.suite}: not passed: {title}: {count.not_run.count(reason)} of {count.all or 'all'}: {reason}")
+                several = f"{count.not_run.count(reason)} of {count.all}: " if count.all else ""
+                lines.append(f"{self.suite}: not passed: {title}: {several}{reason}")
         return lines
 
 
