@@ -41,10 +41,15 @@ if [ -n "$root" ]; then
     mount --rbind /tmp "$root/tmp"
     mount --bind "$checkout" "$root$checkout"
 fi
-mount --rbind "$base/dev" "$root/dev"
-mount --bind "$base/etc" "$root/etc"
-mount --bind "$base/var" "$root/var"
-mount --bind "$base/run" "$root/run"
+case $checkout in
+/etc/* | /var/* | /run/*) # it would be hidden by what comes over these folders
+    mkdir -p "$base$checkout"
+    mount --bind "$checkout" "$base$checkout"
+    ;;
+esac
+for folder in dev etc var run; do
+    mount --rbind "$base/$folder" "$root/$folder"
+done
 
 : > "$base/ready"
 # shellcheck disable=SC2016  # expanded by the inner shell
