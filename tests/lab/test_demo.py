@@ -18,7 +18,8 @@ import pytest
 from pcinuma.lab import kernel
 from pcinuma.lab.virtual_host import CHECKOUT
 
-DEMO = [sys.executable, "-B", "-m", "pcinuma", "demo"]
+DEMO = ["env", "--default-signal=HUP,INT,TERM", sys.executable, "-B", "-m", "pcinuma", "demo"]
+"""With the signals as a terminal leaves them: it would inherit it if the tests were started with some ignored (``nohup``, ``&``)."""
 PROMPT = 20
 """Seconds; a demonstration that ran on would need minutes."""
 
