@@ -22,8 +22,11 @@ def parse_ranges(text: str, *, exclusions: bool = False) -> Optional[frozenset[i
     text = text.strip()
     if not text:
         return frozenset()
-    if text.isdecimal() and text.isascii() and len(text) < 4:
-        return frozenset((int(text),))
+    first_text, dash, last_text = text.partition("-")
+    if text.isascii() and len(text) < 12 and first_text.isdecimal() and (last_text.isdecimal() or not dash):  # nearly always
+        first = int(first_text)
+        last = int(last_text) if dash else first
+        return frozenset(range(first, last + 1)) if first <= last <= HIGHEST else None
     numbers: set[int] = set()
     for item in text.split(","):
         match = _ITEM.match(item)

@@ -102,6 +102,12 @@ class Attempt:
                 self._remark(unit, Reason.NO_ROOM)
             else:
                 admitted.append(unit)
+        for unit in self.standing.others:
+            if unit.reason is not None:
+                self._remark(unit, unit.reason)
+        taken = self.layout.taken
+        if all(unit.address is None or len(taken[unit.address.bus]) == len(unit.devices) for unit in admitted):
+            return admitted  # each alone on its bus
         moving = {device.address for unit in admitted for device in unit.devices if device.address is not None}
         slots = {slot_of(address) for address in moving}
         staying: dict[tuple[int, int], int] = {}  # the lowest function that stays in each of the slots
@@ -112,9 +118,6 @@ class Attempt:
             if unit.address is not None and staying.get(slot_of(unit.address)):
                 self._remark(unit, Reason.SHARED_SLOT)
                 admitted.remove(unit)
-        for unit in self.standing.others:
-            if unit.reason is not None:
-                self._remark(unit, unit.reason)
         return admitted
 
     def _remark(self, unit: Unit, reason: Reason) -> None:

@@ -46,11 +46,12 @@ class Layout:
         self._gaps = 0 if self.machine is MachineKind.PHB else self._highest - present - len(self._freed)
         self._chassis: set[Optional[int]] = {c.index if c.chassis is None else c.chassis for c in self.controllers.values()}
         self._expanders: list[int] = []
+        phbs = self.machine is MachineKind.PHB
         for index, controller in sorted(self.controllers.items()):
-            if self.is_expander(controller):
+            if (controller.node is not None or controller.model in EXPANDERS) and self.is_expander(controller):
                 self._expanders.append(index)
-            if index > 0 and not self._is_phb(controller):
-                self._attach(index, controller.address.bus if controller.address else 0)
+            if index > 0 and not (phbs and self._is_phb(controller)):
+                self.children.setdefault(controller.address.bus if controller.address else 0, []).append(index)
         taken: dict[int, set[int]] = defaultdict(set)
         for (_, bus, slot, function), _, _ in domain.occupants:
             taken[bus].add(slot << 3 | function)
