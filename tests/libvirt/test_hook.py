@@ -102,7 +102,7 @@ def test_every_form_of_passthrough_gets_as_far_as_the_hook(host: PrivateLibvirt,
     assert len(seen(host, form)) == 1
 
 
-_NOT_MET = pytest.mark.xfail(reason="5 ms are promised; beside other work on two processors 6 to 10 of 10 were won")
+_NOT_MET = pytest.mark.xfail(reason="5 ms are promised; on two processors 6 to 10 of 10 were won")
 
 
 @pytest.mark.parametrize("delay", [pytest.param(0.005, marks=_NOT_MET), 0.05, 0.25])
