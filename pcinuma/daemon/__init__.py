@@ -11,6 +11,7 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     glance            who a domain is, without parsing all of it
     standing          what an XML is, as opposed to what it should become
     reconciler        which domain is looked at when, one thing at a time for each domain
+    agenda            which domains are to be looked at, in what order
     inventory         the domains that libvirt has, and what is remembered of each
     permission        whether a domain may be touched at all
     contention        backing off from a domain that somebody else keeps redefining

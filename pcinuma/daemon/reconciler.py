@@ -20,8 +20,6 @@ to that.
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
 import time
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager, contextmanager
@@ -33,6 +31,7 @@ from weakref import WeakValueDictionary
 import libvirt
 
 from pcinuma.daemon import definition
+from pcinuma.daemon.agenda import NOW, SOMETIME, Agenda
 from pcinuma.daemon.contention import Contention
 from pcinuma.daemon.decisions import Decisions
 from pcinuma.daemon.definition import Ahead, Change, Job
@@ -51,14 +50,11 @@ from pcinuma.settings import Policy, Settings
 
 WORKERS = 3
 """libvirt answers five calls of one connection at a time; two are left for requests."""
-NOW, SOMETIME = 0, 1
 HOST_SETTLES = 0.5
 """Seconds in which node-device events gather: a physical function that makes its virtual ones sends one event each."""
 EVENT_TAKES = 0.03
 LATER = 1.0
 """Seconds until a domain is looked at where most likely nothing is to be done: who defines and starts in one go is through by then."""
-GIVES_WAY = 0.02
-"""Seconds that a look without an event waits at most, each time, for one with an event."""
 SETTLED = 10.0
 """Seconds for which a definition that a look found right counts as that."""
 START_TAKES = 15.0
@@ -88,13 +84,7 @@ class Reconciler:
         self._root = root
         self._pools = pools
         self._executor = executor
-        self._queue: asyncio.PriorityQueue[tuple[int, int, str]] = asyncio.PriorityQueue()
-        self._order = itertools.count()
-        self._wanted: set[str] = set()
-        self._urgent: set[str] = set()  # of these, and of those being looked at, what has an event
-        self._nothing_urgent = threading.Event()
-        self._nothing_urgent.set()
-        self._busy: set[str] = set()
+        self._agenda = Agenda(self._may_look)
         self._flights: dict[str, asyncio.Future[Optional[Landing]]] = {}  # looks that the reconciler has under way
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
@@ -128,7 +118,7 @@ class Reconciler:
 
     def disconnected(self) -> None:
         """The connection is gone, and with it what it knew."""
-        self._wanted.clear()
+        self._agenda.clear()
         self._sweep.clear()
         for known in self.known.values():
             if known.starting is not None:
@@ -179,7 +169,7 @@ class Reconciler:
     def defined(self, domain: libvirt.virDomain) -> Optional[Ahead]:
         """A definition has just arrived (called in libvirt's thread): if nothing else is to be done, the questions about it are asked at
         once. A crowd gains nothing by that."""
-        return None if self._busy or self._wanted or self._heard else definition.ask_ahead(domain, self._executor)
+        return None if self._heard or not self._agenda.idle else definition.ask_ahead(domain, self._executor)
 
     def _definition_written(self, name: Optional[str]) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
@@ -221,20 +211,11 @@ class Reconciler:
 
     def want(self, uuid: str, priority: int = NOW) -> None:
         """Look at a domain as soon as possible."""
-        if uuid in self._wanted and priority != NOW:
-            return
-        self._wanted.add(uuid)
-        known = self.known.get(uuid)
-        if uuid not in self._busy and (known is None or known.starting is None):
-            self._queue.put_nowait((priority, next(self._order), uuid))
-            if priority == NOW:
-                self._urgent.add(uuid)
-                self._nothing_urgent.clear()
+        self._agenda.want(uuid, priority)
 
-    def _no_more_urgent(self, uuid: str) -> None:
-        self._urgent.discard(uuid)
-        if not self._urgent:
-            self._nothing_urgent.set()
+    def _may_look(self, uuid: str) -> bool:
+        known = self.known.get(uuid)
+        return known is None or known.starting is None
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""
@@ -243,7 +224,7 @@ class Reconciler:
     def check(self, uuid: str) -> None:
         """Look at a domain unless its definition is one that a look has found right."""
         known = self.known.get(uuid)
-        if known is None or uuid in self._wanted or uuid in self._checks:
+        if known is None or uuid in self._agenda or uuid in self._checks:
             return
         if known.starting is not None or time.monotonic() - known.settled[1] > SETTLED:
             self.want(uuid, SOMETIME)
@@ -265,22 +246,14 @@ class Reconciler:
 
     async def _worker(self) -> None:
         while True:
-            _, _, uuid = await self._queue.get()
+            uuid = await self._agenda.next()
             known = self.known.get(uuid)
-            if uuid not in self._wanted or uuid in self._busy or known is None or known.starting is not None:
-                if uuid not in self._busy:
-                    self._no_more_urgent(uuid)
-                continue
-            self._wanted.discard(uuid)
-            self._busy.add(uuid)
             try:
-                await self._look(uuid, known)
+                if known is not None:
+                    await self._look(uuid, known)
             finally:
-                self._busy.discard(uuid)
-                self._no_more_urgent(uuid)
                 self._swept(uuid)
-                if uuid in self._wanted:
-                    self.want(uuid)
+                self._agenda.done(uuid)
 
     async def _look(self, uuid: str, known: Known) -> None:
         if known.contention.remaining():
@@ -299,7 +272,7 @@ class Reconciler:
                 may_define=known.contention.may_define,
                 ahead=ahead,
                 landed=landed,
-                give_way=(lambda: None) if uuid in self._urgent else (lambda: self._nothing_urgent.wait(GIVES_WAY)),
+                give_way=self._agenda.give_way(uuid),
             )
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
@@ -403,7 +376,7 @@ class Reconciler:
             landing = await flight
             if landing is not None and (landing.newest or await self._in_thread(definition.read, domain) == landing.change.after):
                 return landing.change
-        self._wanted.discard(uuid)  # this look is that look
+        self._agenda.drop(uuid)  # this look is that look
         try:
             return await self.place(domain, by=by)
         except BaseException:
@@ -481,7 +454,7 @@ class Reconciler:
         if known is not None and known.starting is not None:
             known.starting.cancel()
             known.starting = None
-            if uuid in self._wanted:
+            if uuid in self._agenda:
                 self.want(uuid)
 
     def calm(self, uuid: str) -> None:
@@ -497,7 +470,7 @@ class Reconciler:
         known = self.known.pop(uuid, None)
         if known is not None and known.starting is not None:
             known.starting.cancel()
-        self._wanted.discard(uuid)
+        self._agenda.drop(uuid)
         self._swept(uuid)
         self.decisions.forget(uuid)
 
