@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -169,6 +170,28 @@ def test_a_daemon_whose_queue_is_full_costs_a_start_one_second(tmp_path: Path) -
         assert 1 <= time.monotonic() - began < 3
 
 
+def test_a_queue_that_is_full_for_a_moment_is_no_obstacle_to_an_answer(tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener, socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as waiting:
+        listener.bind(str(tmp_path / "socket"))
+        listener.listen(0)
+        waiting.connect(str(tmp_path / "socket"))
+
+        def serve() -> None:
+            time.sleep(0.3)
+            listener.accept()[0].close()
+            connection, _ = listener.accept()
+            with connection:
+                while not connection.recv(65536).endswith(b"\0"):
+                    pass
+                connection.sendall(b'{"parameters":{"exit":1,"message":"no"}}\0')
+
+        thread = threading.Thread(target=serve)
+        thread.start()
+        shown = run(tmp_path / "socket", UNPLACED)
+        thread.join()
+    assert refusal(shown) == "pcinuma: no"
+
+
 def drip(connection: socket.socket) -> None:
     try:
         for _ in range(100):
@@ -323,6 +346,25 @@ def test_the_usual_answer_is_known_to_the_hook_by_heart(daemon: DaemonProcess, h
         call = {"xml": placed, "operation": "prepare", "suboperation": "begin", "domain": "guest"}
         connection.sendall(client.encode("Hook", call))
         assert connection.recv(65536) == ast.literal_eval(line.partition(" = ")[2])
+
+
+def programs() -> tuple[str, str]:
+    """The two that Python gets: what asks the daemon, and what reads the answer."""
+    text = HOOK.read_text()
+    asking = text.partition(" -c '\n")[2].partition("\n' ")[0]
+    reading = text.partition("\n# THE ANSWER\n")[2]
+    assert "sendall" in asking and "recv" in reading
+    return asking, reading
+
+
+def test_what_it_gives_to_python_is_python_3_9() -> None:
+    for program in programs():
+        ast.parse(program, str(HOOK), feature_version=(3, 9))
+
+
+def test_python_reads_the_whole_of_it_at_once() -> None:
+    (size,) = re.findall(r"read\(3, (\d+)\)", programs()[0])
+    assert HOOK.stat().st_size < int(size)
 
 
 def test_shellcheck_has_nothing_to_say() -> None:
