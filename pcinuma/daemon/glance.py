@@ -15,7 +15,7 @@ from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.settings import Policy
 
 _OURS = f"{NAMESPACE} pcinuma"
-_PIECE = 2048
+_PIECE = 512
 
 
 class Glance(NamedTuple):

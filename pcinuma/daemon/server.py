@@ -145,19 +145,28 @@ class Server:
             log.warning("connection refused: too many", connections=MAX_CONNECTIONS)
             connection.close()
             return
-        self._silent.add(connection)
-        asyncio.get_running_loop().add_reader(connection, self._speaks, connection)
+        if not self._has_spoken(connection):
+            self._silent.add(connection)
+            asyncio.get_running_loop().add_reader(connection, self._speaks, connection)
 
     def _speaks(self, connection: socket.socket) -> None:
-        """The first bytes of a peer are there."""
+        """The first bytes of a peer are there, which were not when it connected."""
         asyncio.get_running_loop().remove_reader(connection)
         self._silent.discard(connection)
+        if not self._has_spoken(connection):
+            self._go_on(connection, b"")
+
+    def _has_spoken(self, connection: socket.socket) -> bool:
+        """Take the first bytes of a peer, which a hook's are as a rule when it is accepted. False: there are none yet."""
         try:
             begun = connection.recv(_CHUNK)
+        except BlockingIOError:
+            return False
         except OSError:  # the streams will see
             begun = b""
         if not self._answered_urgently(connection, begun):
             self._go_on(connection, begun)
+        return True
 
     def _accept_again(self) -> None:
         if self._listener is not None:
@@ -181,8 +190,8 @@ class Server:
                 log.debug("no urgent answer", error=str(error) or type(error).__name__)
                 loop.call_soon_threadsafe(self._go_on, connection, begun)
                 return
-            loop.call_soon_threadsafe(then)  # what follows from the answer may be here soon
             answer = _encoded({"parameters": reply})
+            loop.call_soon_threadsafe(then)  # before it is sent: what follows from the answer may be here soon
             try:
                 sent = connection.send(answer)
             except OSError:  # its buffer is full, or it is gone: the streams will see

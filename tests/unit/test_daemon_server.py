@@ -118,10 +118,14 @@ UNKNOWN = "<domain type='qemu'><name>vm</name></domain>"
 
 
 @pytest.mark.parametrize("xml", [UNKNOWN, "no XML", UNKNOWN.replace("vm", "v" * 100_000)], ids=["domain", "nonsense", "large"])
-def test_a_hooks_call_is_answered_alike_in_one_piece_in_two_and_after_another(daemon: DaemonProcess, xml: str) -> None:
+def test_a_hooks_call_is_answered_alike_at_once_later_in_two_pieces_and_after_another(daemon: DaemonProcess, xml: str) -> None:
     """The first of these does not take the way of all others."""
     call = client.encode("Hook", {"xml": xml, "operation": "prepare", "suboperation": "begin", "domain": "vm"})
     answers = [ask(daemon.socket, call)]
+    with connect(daemon.socket) as connection:
+        time.sleep(0.05)
+        connection.sendall(call)
+        answers.append(receive(connection))
     with connect(daemon.socket) as connection:
         connection.sendall(call[:50])
         time.sleep(0.05)
@@ -134,7 +138,7 @@ def test_a_hooks_call_is_answered_alike_in_one_piece_in_two_and_after_another(da
         answers.append(receive(connection))
         connection.sendall(client.encode("org.varlink.service.GetInfo"))
         assert receive(connection) is not None, "the connection goes on"
-    assert answers == [answers[0]] * 4
+    assert answers == [answers[0]] * 5
     assert (answers[0] or {}).get("error") == ("io.pcinuma.Error" if xml == "no XML" else None)
 
 
