@@ -7,6 +7,7 @@ Source of the form: ``Documentation/ABI/testing/sysfs-bus-pci`` (host) and libvi
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import NamedTuple, Optional
 
 _BDF = re.compile(r"([0-9a-fA-F]{4,8}):([0-9a-fA-F]{2}):([01][0-9a-fA-F])\.([0-7])\Z")
@@ -21,7 +22,7 @@ class PciAddress(NamedTuple):
     function: int
 
     def __str__(self) -> str:
-        return "%04x:%02x:%02x.%d" % self
+        return _spelled(self)
 
     @classmethod
     def parse(cls, text: str) -> Optional[PciAddress]:
@@ -31,6 +32,11 @@ class PciAddress(NamedTuple):
             return None
         domain, bus, slot, function = match.groups()
         return cls(int(domain, 16), int(bus, 16), int(slot, 16), int(function))
+
+
+@lru_cache(maxsize=1024)  # a host has few devices, and a guest few slots
+def _spelled(address: PciAddress) -> str:
+    return "%04x:%02x:%02x.%d" % address
 
 
 def is_address(text: str) -> bool:

@@ -12,7 +12,7 @@ from pcinuma.address import PciAddress
 from pcinuma.cli.sources import is_file
 from pcinuma.domain.backing import read_backed
 from pcinuma.domain.passthrough import Named, read_passthrough
-from pcinuma.domain.xml import Document
+from pcinuma.domain.xml import Document, parts_of
 from pcinuma.errors import UnusableInput
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
@@ -26,7 +26,8 @@ def source_of(xml: bytes) -> Optional[str]:
 
 
 def _read(element: etree._Element) -> Optional[Named]:
-    return read_passthrough(element, frozenset()) or read_backed(element)
+    parts = parts_of(element)
+    return read_passthrough(element, parts, frozenset()) or read_backed(element, parts)
 
 
 def device_xml(text: str) -> bytes:

@@ -12,6 +12,8 @@ from typing import NamedTuple, Optional
 
 from lxml import etree
 
+from pcinuma.domain.xml import Parts
+
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _TOLD = re.compile(r"opt/ovmf/X-PciMmio64Mb,string=(\d{1,9})\b")
 _GIB = 1 << 30
@@ -25,12 +27,14 @@ class Firmware(NamedTuple):
     bits: Optional[int]
 
 
-def read_firmware(root: etree._Element) -> Optional[Firmware]:
-    """The UEFI firmware of the domain ``root``; None for any other (SeaBIOS, SLOF), whose BARs find room wherever they are."""
-    system = root.find("os")
+def read_firmware(root: etree._Element, system: Optional[etree._Element], parts: Parts) -> Optional[Firmware]:
+    """The UEFI firmware of the domain ``root``; None for any other (SeaBIOS, SLOF), whose BARs find room wherever they are.
+
+    ``system``: the domain's ``<os>``; ``parts``: its children.
+    """
     if system is None:
         return None
-    loader = system.find("loader")
+    loader = parts.get("loader")
     if system.get("firmware") != "efi" and (loader is None or loader.get("type") != "pflash"):
         return None
     for argument in root.iterfind(f"{_QEMU}commandline/{_QEMU}arg"):
@@ -40,10 +44,10 @@ def read_firmware(root: etree._Element) -> Optional[Firmware]:
     entry = root.find("sysinfo[@type='fwcfg']/entry[@name='opt/ovmf/X-PciMmio64Mb']")
     if entry is not None and (entry.text or "").strip().isdecimal():
         return Firmware(int((entry.text or "").strip()) << 20, None)
-    kind = system.find("type")
+    kind = parts.get("type")
     if kind is not None and kind.get("arch") == "aarch64":
         return Firmware(_hole(root) or 512 * _GIB, None)
-    return Firmware(None, _bits(root))
+    return Firmware(None, _bits(root, kind))
 
 
 def _hole(root: etree._Element) -> Optional[int]:
@@ -52,8 +56,7 @@ def _hole(root: etree._Element) -> Optional[int]:
     return int(text) * _UNITS.get(hole.get("unit", "KiB"), 1 << 10) if hole is not None and text.isdecimal() else None
 
 
-def _bits(root: etree._Element) -> Optional[int]:
-    kind = root.find("os/type")
+def _bits(root: etree._Element, kind: Optional[etree._Element]) -> Optional[int]:
     machine = kind.get("machine", "") if kind is not None else ""
     if "-rhel" in machine or machine.endswith("-hpb"):
         return None  # Red Hat's machine types, and some of Ubuntu's, give every CPU model the host's address bits

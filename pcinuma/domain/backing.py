@@ -17,28 +17,28 @@ from lxml import etree
 
 from pcinuma.domain.model import Form, Given
 from pcinuma.domain.passthrough import Named
-from pcinuma.domain.xml import child
+from pcinuma.domain.xml import Parts
 
 _MODELS = ("virtio", "virtio-non-transitional")
 
 
-def read_backed(element: etree._Element) -> Optional[Named]:
+def read_backed(element: etree._Element, parts: Parts) -> Optional[Named]:
     """The device in a ``<disk>`` or ``<interface>``; None if it is another kind of device, or none that sits in a PCI slot."""
     kind = element.get("type")
     if (kind, element.tag) not in (("block", "disk"), ("direct", "interface")):
         return None
-    source, address = child(element, "source"), child(element, "address")
+    source, address = parts.get("source"), parts.get("address")
     behind = source.get("dev", "") if source is not None else ""
     if not behind or (address is not None and address.get("type", "pci") != "pci"):
         return None
     if kind == "block":
-        target = child(element, "target")
+        target = parts.get("target")
         name = target.get("dev", "") if target is not None else ""
         bus = target.get("bus", "virtio" if name.startswith("vd") else "") if target is not None else ""
         if bus != "virtio" or element.get("device", "disk") not in ("disk", "lun") or element.get("model", "virtio") not in _MODELS:
             return None
         return Named(f"{name}@{behind}", Form.BLOCK_DISK, None, behind, Given.PCI, None)
-    model, mac = child(element, "model"), child(element, "mac")
+    model, mac = parts.get("model"), parts.get("mac")
     if model is None or model.get("type") not in _MODELS:
         return None
     name = mac.get("address", "").lower() if mac is not None else ""

@@ -12,6 +12,7 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
+from pcinuma.domain.address import attributes_of
 from pcinuma.domain.model import Controller, Domain, OccupantKind, Original
 from pcinuma.domain.read import Elements
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
@@ -112,10 +113,12 @@ def set_address(
     if present is None:
         present = etree.Element("address")
         append(element, present)
-    if len(present.attrib) > 5 or len(present):
+    stands = dict(attributes_of(present))
+    if len(stands) > 5 or len(present):
         _clear(present)
+        stands = dict(attributes_of(present))
     for name, value in _spelled(address, multifunction):
-        if present.get(name) != value:
+        if stands.get(name) != value:
             present.set(name, value)
 
 

@@ -7,20 +7,21 @@ and empty, ``<placement>`` says so by ``empty="metadata"`` or ``empty="pcinuma"`
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, cast
+from functools import lru_cache
+from typing import NamedTuple, Optional
 
 from lxml import etree
 
 from pcinuma.address import PciAddress
+from pcinuma.domain.address import Attributes, attributes_of, number, original_attributes
 from pcinuma.domain.model import Original, Placement
-from pcinuma.domain.xml import USUAL, Document, append, attribute, insert_after, insert_first, number, remove, space_before
+from pcinuma.domain.xml import Document, append, attribute, child, insert_after, insert_first, remove, space_before
 from pcinuma.errors import DomainError
 from pcinuma.settings import GroupBy, Policy
 
 NAMESPACE = "urn:pcinuma:domain:1"
 _ELEMENT = f"{{{NAMESPACE}}}pcinuma"
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
-_ADDRESS_ATTRIBUTES = frozenset(("domain", "bus", "slot", "function", "multifunction"))
 
 
 class Metadata(NamedTuple):
@@ -32,31 +33,34 @@ class Metadata(NamedTuple):
     placement: Optional[Placement]
 
 
-def find(root: etree._Element) -> Optional[etree._Element]:
-    """The element in the domain ``root``, None if it has none."""
-    metadata = root.find("metadata")
-    return None if metadata is None else metadata.find(_ELEMENT)
+NOTHING = Metadata(None, None, frozenset(), None)
 
 
-def read(root: etree._Element) -> Metadata:
-    """Read the element. Raises DomainError for a value that means nothing."""
-    element = find(root)
+def find(metadata: Optional[etree._Element]) -> Optional[etree._Element]:
+    """The element in a domain's ``<metadata>``, None if it has none."""
+    return None if metadata is None else child(metadata, _ELEMENT)
+
+
+def read(metadata: Optional[etree._Element]) -> Metadata:
+    """Read the element in a domain's ``<metadata>``. Raises DomainError for a value that means nothing."""
+    element = find(metadata)
     if element is None:
-        return Metadata(None, None, frozenset(), None)
+        return NOTHING
     policy, group_by = element.get("policy"), element.get("group-by")
-    keep = frozenset(child.get("device", "") for child in _children(element, "keep"))
-    placements = _children(element, "placement")
+    keep = frozenset([keep.get("device", "") for keep in _children(element, "keep")])
+    placement = next(iter(_children(element, "placement")), None)
     return Metadata(
         None if policy is None else _policy(policy),
         None if group_by is None else _group_by(group_by),
         keep,
-        _placement(placements[0]) if placements else None,
+        None if placement is None else _placement(placement),
     )
 
 
 def write_placement(document: Document, placement: Optional[Placement]) -> None:
     """Put ``placement`` in the place of the old one; None takes it out, and with it whatever it leaves empty and was not there before."""
-    element, was_empty = find(document.root), None
+    there, was_empty = child(document.root, "metadata"), None
+    element = find(there)
     if element is not None:
         if not len(element) and not element.attrib:
             was_empty = "pcinuma"
@@ -72,9 +76,8 @@ def write_placement(document: Document, placement: Optional[Placement]) -> None:
                 remove(parent)
         return
     if element is None:
-        parent = document.root.find("metadata")
-        was_empty = "metadata" if parent is not None and _is_blank(parent) else None
-        element = _create(document.root)
+        was_empty = "metadata" if there is not None and _is_blank(there) else None
+        element = _create(document.root, there)
     slot = document.slot()
     append(element, slot)
     prefix = f"{element.prefix}:" if element.prefix else ""
@@ -89,16 +92,7 @@ def original_address(entry: Original) -> Optional[PciAddress]:
     return PciAddress(*(number(values.get(name, "0"), entry.source) for name in ("domain", "bus", "slot", "function")))
 
 
-def original_attributes(address: Optional[etree._Element]) -> tuple[tuple[str, str], ...]:
-    """The attributes of a guest ``<address>`` that ``<device>`` keeps, as they stand."""
-    if address is None:
-        return ()
-    attributes = cast("list[tuple[str, str]]", address.items())  # lxml-stubs has bytes in it
-    return tuple([item for item in attributes if item[0] in _ADDRESS_ATTRIBUTES])
-
-
-def _create(root: etree._Element) -> etree._Element:
-    metadata = root.find("metadata")
+def _create(root: etree._Element, metadata: Optional[etree._Element]) -> etree._Element:
     if metadata is None:
         metadata = etree.Element("metadata")
         neighbours = [child for child in root if child.tag in _BEFORE_METADATA]
@@ -119,12 +113,15 @@ def _placement_text(placement: Placement, prefix: str, before: str, was_empty: O
     deeper = before + "  " if before else ""
     parts = [f"{deeper}<{prefix}controller index='{index}'/>" for index in placement.controllers]
     opening = f"{deeper}<{prefix}device"
-    for source, attributes in placement.devices:
-        spelled = "".join([f" {name}='{value}'" if value.isalnum() else attribute(name, value) for name, value in attributes])
-        parts.append(f"{opening}{attribute('source', source)}{spelled}/>")
+    parts += [f"{opening}{attribute('source', source)}{_spelled(attributes)}/>" for source, attributes in placement.devices]
     content = f">{''.join(parts)}{before}</{prefix}placement>" if parts else "/>"
     empty = f" empty='{was_empty}'" if was_empty else ""
     return f"<{prefix}placement group-by='{placement.group_by.value}'{empty}{content}"
+
+
+@lru_cache(maxsize=1024)
+def _spelled(attributes: Attributes) -> str:
+    return "".join([attribute(name, value) for name, value in attributes])
 
 
 def _children(element: etree._Element, name: str) -> list[etree._Element]:
@@ -134,20 +131,23 @@ def _children(element: etree._Element, name: str) -> list[etree._Element]:
 
 def _placement(element: etree._Element) -> Placement:
     group_by = element.get("group-by")
-    originals: list[Original] = []
-    for child in _children(element, "device"):
-        source = child.get("source")
-        if not source:
-            raise DomainError("<device> names no source", subject="pcinuma's metadata")
-        attributes = original_attributes(child)
-        for name, value in attributes:
-            if value not in USUAL and name != "multifunction":
-                number(value, f"pcinuma's metadata, <device source='{source}'> {name}")
-        originals.append(Original(source, attributes))
-    indexes = [number(child.get("index"), "pcinuma's metadata, <controller index>") for child in _children(element, "controller")]
+    originals = [_original(attributes_of(device)) for device in _children(element, "device")]
+    indexes = [number(controller.get("index"), "pcinuma's metadata, <controller index>") for controller in _children(element, "controller")]
     return Placement(
         GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals)
     )
+
+
+@lru_cache(maxsize=1024)
+def _original(device: Attributes) -> Original:
+    source = dict(device).get("source")
+    if not source:
+        raise DomainError("<device> names no source", subject="pcinuma's metadata")
+    kept = original_attributes(device)
+    for name, value in kept:
+        if name != "multifunction":
+            number(value, f"pcinuma's metadata, <device source='{source}'> {name}")
+    return Original(source, kept)
 
 
 def _policy(text: str) -> Policy:

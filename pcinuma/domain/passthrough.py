@@ -10,8 +10,9 @@ from typing import NamedTuple, Optional
 from lxml import etree
 
 from pcinuma.address import PciAddress
+from pcinuma.domain.address import NOWHERE, read_host_address
 from pcinuma.domain.model import Form, Given
-from pcinuma.domain.xml import child, read_address
+from pcinuma.domain.xml import Parts, child
 from pcinuma.errors import DomainError
 
 
@@ -26,66 +27,71 @@ class Named(NamedTuple):
     problem: Optional[str]
 
 
-def read_passthrough(element: etree._Element, pools: frozenset[str]) -> Optional[Named]:
+def read_passthrough(element: etree._Element, parts: Parts, pools: frozenset[str]) -> Optional[Named]:
     """The passthrough device in a ``<hostdev>``, ``<interface>`` or ``<disk>``; None if the element is none.
 
-    Its guest address is not looked at, except that a disk on a bus of another kind is no PCI device of its own.
+    ``parts``: the element's children. Its guest address is not looked at, but a disk on a bus of another kind is no PCI device of its own.
     """
     kind = element.get("type")
-    if element.tag == "hostdev":
+    tag = element.tag
+    if tag == "hostdev":
         if kind == "pci" and element.get("mode", "subsystem") == "subsystem":
-            return _at_host_address(element, Form.HOSTDEV_PCI)
+            return _at_host_address(tag, parts, Form.HOSTDEV_PCI)
         if kind == "mdev" and element.get("model") == "vfio-pci":
-            address = element.find("source/address")
-            uuid = address.get("uuid", "") if address is not None else ""
-            problem = None if uuid else "a mediated device without uuid"
-            return Named(uuid.lower() or "mdev", Form.MDEV, None, uuid.lower(), Given.PCI, problem)
+            return _mdev(parts)
         return None
-    if element.tag == "interface":
+    if tag == "interface":
         if kind == "hostdev":
-            return _at_host_address(element, Form.INTERFACE_HOSTDEV)
+            return _at_host_address(tag, parts, Form.INTERFACE_HOSTDEV)
         if kind == "vdpa":
-            return _vdpa(element, Given.PCI)
+            return _vdpa(tag, parts, Given.PCI)
         if kind == "network":
-            return _pool(element, pools)
+            return _pool(parts, pools)
         return None
-    target = child(element, "target")
+    target = parts.get("target")
     on_virtio = target is not None and target.get("bus", "virtio") == "virtio"
     given = Given.PCI if on_virtio else Given.NOT_PCI
     if kind == "nvme":
-        disk = _at_host_address(element, Form.NVME_DISK)
-        source = child(element, "source")
+        disk = _at_host_address(tag, parts, Form.NVME_DISK)
+        source = parts.get("source")
         namespace = source.get("namespace", "1") if source is not None else "1"
         return disk._replace(source=f"{disk.source}#{namespace}", given=given)
     if kind == "vhostvdpa":
-        return _vdpa(element, given)
+        return _vdpa(tag, parts, given)
     return None
 
 
-def _at_host_address(element: etree._Element, form: Form) -> Named:
-    source = child(element, "source")
+def _at_host_address(tag: str, parts: Parts, form: Form) -> Named:
+    source = parts.get("source")
     address = source[0] if source is not None and len(source) == 1 else None
     if address is None or address.tag != "address":
         address = None if source is None else child(source, "address")
     try:
-        host = read_address(address, "host address")
+        host = NOWHERE if address is None else read_host_address(address, "host address")
     except DomainError:
         assert address is not None
         raw = "{}:{}:{}.{}".format(*(address.get(name, "0") for name in ("domain", "bus", "slot", "function")))
         return Named(raw, form, None, None, Given.PCI, f"{raw}: is no PCI address of a host device")
-    if host is None:
-        return Named("?", form, None, None, Given.PCI, f"<{element.tag}> names no host address")
-    return Named(str(host), form, host, None, Given.PCI, None)
+    if host.address is None:
+        return Named("?", form, None, None, Given.PCI, f"<{tag}> names no host address")
+    return Named(host.text, form, host.address, None, Given.PCI, None)
 
 
-def _vdpa(element: etree._Element, given: Given) -> Named:
-    source = child(element, "source")
+def _mdev(parts: Parts) -> Named:
+    source = parts.get("source")
+    address = child(source, "address") if source is not None else None
+    uuid = address.get("uuid", "") if address is not None else ""
+    return Named(uuid.lower() or "mdev", Form.MDEV, None, uuid.lower(), Given.PCI, None if uuid else "a mediated device without uuid")
+
+
+def _vdpa(tag: str, parts: Parts, given: Given) -> Named:
+    source = parts.get("source")
     path = source.get("dev", "") if source is not None else ""
-    return Named(path or "?", Form.VDPA, None, path, given, None if path else f"<{element.tag}> names no vDPA device")
+    return Named(path or "?", Form.VDPA, None, path, given, None if path else f"<{tag}> names no vDPA device")
 
 
-def _pool(element: etree._Element, pools: frozenset[str]) -> Optional[Named]:
-    source, mac = child(element, "source"), child(element, "mac")
+def _pool(parts: Parts, pools: frozenset[str]) -> Optional[Named]:
+    source, mac = parts.get("source"), parts.get("mac")
     network = source.get("network", "") if source is not None else ""
     if network not in pools:
         return None

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Mapping, NamedTuple, Optional
 
 from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
+from pcinuma.domain.address import Attributes, attributes_of, number, read_spot
 from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.model import (
     Controller,
@@ -26,7 +28,7 @@ from pcinuma.domain.model import (
 )
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.slots import implied_devices, wants_slot
-from pcinuma.domain.xml import USUAL, Document, child, number, read_address
+from pcinuma.domain.xml import Document, Parts, child, parts_of
 from pcinuma.errors import DomainError
 from pcinuma.ranges import parse_ranges
 from pcinuma.settings import Policy
@@ -35,6 +37,9 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _OWN_PCI = re.compile(r"\bvfio-pci|\bpxb\b|\bpxb-|\bbus=[\"']?(pci|pcie)\b|\"bus\"\s*:\s*\"pci|\bpcie-root-port\b")
 _PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
 _SWITCHED: Mapping[Optional[str], bool] = {"on": True, "off": False}
+Numbers = tuple[Optional[int], Optional[int], Optional[int], Optional[bool]]
+_NO_NUMBERS: Numbers = (None, None, None, None)
+_MAY_PASS_THROUGH = ("hostdev", "interface", "disk")
 _MACHINES_OF_VIRT = ("aarch64", "arm", "armv7l", "armv6l")
 
 
@@ -58,9 +63,8 @@ def read_domain(document: Document, pools: frozenset[str] = frozenset(), near_ba
     return _Reader(document.root, pools, near_backing).read()
 
 
-def machine_kind(root: etree._Element) -> tuple[MachineKind, Optional[str]]:
-    """The kind of the machine type and its name (libvirt's ``qemuDomainMachineIs…`` in ``src/qemu/qemu_domain.c``)."""
-    element = root.find("os/type")
+def machine_kind(element: Optional[etree._Element]) -> tuple[MachineKind, Optional[str]]:
+    """The kind of the machine type in ``<os><type>`` and its name (libvirt's ``qemuDomainMachineIs…`` in ``src/qemu/qemu_domain.c``)."""
     name = element.get("machine") if element is not None else None
     if element is None or not name:
         return MachineKind.UNNAMED, None
@@ -80,6 +84,8 @@ def machine_kind(root: etree._Element) -> tuple[MachineKind, Optional[str]]:
 class _Reader:
     def __init__(self, root: etree._Element, pools: frozenset[str], near_backing: bool) -> None:
         self.root = root
+        self.top = parts_of(root)
+        self.system: Parts = parts_of(self.top["os"]) if "os" in self.top else {}
         self.pools = pools
         self.near_backing = near_backing
         self.recorded: frozenset[str] = frozenset()
@@ -98,18 +104,18 @@ class _Reader:
     def read(self) -> tuple[Domain, Elements]:
         own = metadata.Metadata(None, None, frozenset(), None)
         try:
-            own = metadata.read(self.root)
+            own = metadata.read(self.top.get("metadata"))
         except DomainError as error:
             self._trouble(error)
-            element = metadata.find(self.root)
+            element = metadata.find(self.top.get("metadata"))
             if element is not None and element.get("policy") == "off":
                 own = own._replace(policy=Policy.OFF)
-        machine, machine_name = machine_kind(self.root)
+        machine, machine_name = machine_kind(self.system.get("type"))
         pools = self.pools
         if own.placement is not None:
             pools = pools | {o.source.partition("#")[0] for o in own.placement.devices if "#" in o.source}
             self.recorded = frozenset(o.source for o in own.placement.devices if "@" in o.source)
-        devices = child(self.root, "devices")
+        devices = self.top.get("devices")
         if devices is not None:
             self._devices(devices, machine, pools)
         cells = self._cells()
@@ -132,7 +138,7 @@ class _Reader:
             placement=own.placement,
             commandline_pci=self._commandline(),
             root_iommu=self.root_iommu,
-            firmware=read_firmware(self.root),
+            firmware=read_firmware(self.root, self.top.get("os"), self.system),
             problem=self.problem,
             warnings=tuple(self.warnings),
         )
@@ -144,13 +150,13 @@ class _Reader:
         return domain, Elements(self.device_elements, self.address_elements, self.controller_elements, self.others)
 
     def _text(self, tag: str) -> str:
-        element = child(self.root, tag)
+        element = self.top.get(tag)
         return "" if element is None else (element.text or "").strip()
 
-    def _under(self, *tags: str) -> Iterator[etree._Element]:
-        """The elements on the path ``tags`` from the root: ``iterfind`` for paths whose inner elements are there once."""
+    def _under(self, first: str, *tags: str) -> Iterator[etree._Element]:
+        """The elements on the path ``first/tags`` from the root: ``iterfind`` for paths whose inner elements are there once."""
         *inner, last = tags
-        element: Optional[etree._Element] = self.root
+        element = self.top.get(first)
         for tag in inner:
             element = None if element is None else child(element, tag)
         return iter(()) if element is None else element.iterchildren(last)
@@ -167,28 +173,28 @@ class _Reader:
                 continue
             try:
                 if tag == "controller" and element.get("type") == "pci":
-                    if element.get("index") is None:
+                    index = element.get("index")
+                    if index is None:
                         unnumbered.append(element)
                     else:
-                        self._controller(element, _attribute(element, "index", None) or 0)
+                        self._controller(element, number(index, "PCI controller: index"))
                     continue
                 if tag != "hostdev":
                     others.append(element)
                     if tag == "iommu":
                         self.root_iommu |= any(driver.get("pciBus") == "0" for driver in element.iterchildren("driver"))
-                passthrough = read_passthrough(element, pools) if tag in ("hostdev", "interface", "disk") else None
+                parts = parts_of(element)
+                passthrough = read_passthrough(element, parts, pools) if tag in _MAY_PASS_THROUGH else None
                 if passthrough is None and (self.near_backing or self.recorded) and tag in ("interface", "disk"):
-                    passthrough = self._backed(element)
+                    passthrough = self._backed(element, parts)
                 if passthrough is not None:
-                    self._passthrough(element, passthrough)
+                    self._passthrough(element, parts.get("address"), passthrough)
                     continue
-                address = child(element, "address")
-                kind = None if address is None else address.get("type")
-                where = read_address(address, f"<{tag}>") if kind == "pci" else None
-                if where is not None:
-                    self.occupants.append(Occupant(where, OccupantKind.OTHER, tag))
-                    self.others[where] = element
-                elif kind in (None, "pci") and wants_slot(element):
+                spot = read_spot(parts.get("address"), f"<{tag}>")
+                if spot.address is not None and spot.kind == "pci":
+                    self.occupants.append(Occupant(spot.address, OccupantKind.OTHER, tag))
+                    self.others[spot.address] = element
+                elif spot.kind in (None, "pci") and wants_slot(element):
                     self.unaddressed += 1
             except DomainError as error:
                 self._trouble(error)
@@ -206,42 +212,35 @@ class _Reader:
     def _controller(self, element: etree._Element, index: int) -> None:
         if index in self.controllers:
             raise DomainError("appears twice", subject=f"PCI controller {index}")
-        bus_nr = node = chassis = target_index = hotplug = address = None
-        multifunction = False
-        for part in element:
-            tag = part.tag
-            if tag == "target":
-                hotplug = _SWITCHED.get(part.get("hotplug"))
-                bus_nr = _attribute(part, "busNr", index)
-                chassis = _attribute(part, "chassis", index)
-                target_index = _attribute(part, "index", index)
-                node_text = part.findtext("node") if len(part) else None
-                node = None if node_text is None else number(node_text.strip(), f"PCI controller {index}: node")
-            elif tag == "address" and part.get("type") == "pci":
-                address = read_address(part, f"PCI controller {index}")
-                multifunction = part.get("multifunction") == "on"
+        parts = parts_of(element)
+        node: Optional[int] = None
+        target = parts.get("target")
+        numbers = _NO_NUMBERS if target is None else _named_numbers(attributes_of(target), index)
+        if target is not None and len(target):
+            node_text = target.findtext("node")
+            node = None if node_text is None else number(node_text.strip(), f"PCI controller {index}: node")
+        spot = read_spot(parts.get("address"), f"PCI controller {index}")
+        address = spot.address if spot.kind == "pci" else None
+        bus_nr, chassis, target_index, hotplug = numbers
+        multifunction = address is not None and spot.multifunction
         model = element.get("model", "")
         self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
         self.controller_elements[index] = element
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.CONTROLLER, str(index)))
 
-    def _passthrough(self, element: etree._Element, named: Named) -> None:
+    def _passthrough(self, element: etree._Element, address_element: Optional[etree._Element], named: Named) -> None:
         source, form, host, name, given, problem = named
-        address_element = child(element, "address")
-        kind = None if address_element is None else address_element.get("type")
         address: Optional[PciAddress] = None
-        original: tuple[tuple[str, str], ...] = ()
-        if kind == "unassigned":
-            given = Given.UNASSIGNED
-        elif kind not in (None, "pci"):
-            given = Given.NOT_PCI
-        elif given is Given.PCI and address_element is not None:
-            original = metadata.original_attributes(address_element)
-            try:
-                address = read_address(address_element, source)
-            except DomainError as error:
-                problem = error.sentence()
+        original: Attributes = ()
+        try:
+            spot = read_spot(address_element, source)
+            if spot.kind not in (None, "pci"):
+                given = Given.UNASSIGNED if spot.kind == "unassigned" else Given.NOT_PCI
+            elif given is Given.PCI:
+                address, original = spot.address, spot.original
+        except DomainError as error:
+            problem = error.sentence() if given is Given.PCI else problem
         if source in self.device_elements:
             problem = f"{source}: the domain names this device twice"
         if problem is not None:
@@ -254,11 +253,11 @@ class _Reader:
         if address is not None:
             self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, source))
 
-    def _backed(self, element: etree._Element) -> Optional[Named]:
+    def _backed(self, element: etree._Element, parts: Parts) -> Optional[Named]:
         """An emulated device that follows what is behind it. Several without a name yet (libvirt gives the MAC address) are left alone."""
         from pcinuma.domain.backing import read_backed  # not for those who do without
 
-        named = read_backed(element)
+        named = read_backed(element, parts)
         if named is None or named.source in self.device_elements:
             return None
         known = named.source in self.recorded or f"@{named.name}" in self.recorded
@@ -266,10 +265,12 @@ class _Reader:
 
     def _blind(self) -> bool:
         """Whether the guest boots by a device tree. Measured: Linux on aarch64 then sees nothing of what is below an expander bus."""
-        kind = self.root.find("os/type")
-        acpi = self.root.find("features/acpi")
-        on = acpi is not None and acpi.get("state", "on") != "off"
-        return kind is not None and kind.get("arch") in _MACHINES_OF_VIRT and not on
+        kind = self.system.get("type")
+        if kind is None or kind.get("arch") not in _MACHINES_OF_VIRT:
+            return False
+        features = self.top.get("features")
+        acpi = child(features, "acpi") if features is not None else None
+        return acpi is None or acpi.get("state", "on") == "off"
 
     def _cells(self) -> dict[int, frozenset[int]]:
         cells: dict[int, frozenset[int]] = {}
@@ -330,8 +331,16 @@ class _Reader:
         return None
 
 
-def _attribute(element: etree._Element, name: str, controller: Optional[int]) -> Optional[int]:
-    text = element.get(name)
-    if text is None:
-        return None
-    return USUAL[text] if text in USUAL else number(text, f"PCI controller{'' if controller is None else f' {controller}'}: {name}")
+def _named_numbers(target: Attributes, controller: int) -> Numbers:
+    try:
+        return _numbers(target)
+    except DomainError as error:
+        raise DomainError(error.what, subject=f"PCI controller {controller}: {error.subject}") from None
+
+
+@lru_cache(maxsize=1024)
+def _numbers(target: Attributes) -> Numbers:
+    """What the attributes of a controller's ``<target>`` say: busNr, chassis, index, hotplug."""
+    values = dict(target)
+    bus_nr, chassis, index = (number(values[name], name) if name in values else None for name in ("busNr", "chassis", "index"))
+    return bus_nr, chassis, index, _SWITCHED.get(values.get("hotplug"))

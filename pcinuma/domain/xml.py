@@ -8,18 +8,19 @@ written as text that is never parsed: a slot, a processing instruction, stands f
 from __future__ import annotations
 
 import re
-from functools import lru_cache
-from typing import Any, Optional
+from typing import Any, Mapping, Optional
 
 from lxml import etree
 
-from pcinuma.address import PciAddress
-from pcinuma.errors import DomainError, UnusableInput
+from pcinuma.errors import UnusableInput
 
 _DECLARATION = re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml\s")
 _OPAQUE = re.compile(rb"(<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!DOCTYPE[^>]*>)", re.DOTALL)
 _ATTRIBUTE = re.compile(rb"""="([^"'<>]*)"(?=[^<>]*>)""")
 _APOSTROPHE = re.compile(rb"""="([^"<>]*)"(?=[^<>]*>)""")
+
+
+Parts = Mapping[str, etree._Element]
 
 
 class Document:
@@ -37,7 +38,7 @@ class Document:
             raise UnusableInput(f"the root element is <{name}>, not <domain>", subject="domain XML")
         self._declared = _DECLARATION.match(xml) is not None
         self._single = b"='" in xml and b'="' not in xml
-        self._plain = not any(quote in xml for quote in (b'"', b"&quot;", b"&apos;", b"&#"))
+        self._plain = b'"' not in xml and not (b"&" in xml and any(quote in xml for quote in (b"&quot;", b"&apos;", b"&#")))
         self._tail = xml[len(xml.rstrip()) :]
         self._xml = xml
         self._slot_name = ""
@@ -91,60 +92,14 @@ def _with_apostrophes(match: re.Match[bytes]) -> bytes:
     return b"='" + match.group(1).replace(b"'", b"&apos;") + b"'"
 
 
-def number(text: Optional[str], what: str) -> int:
-    """A number as libvirt reads one in an address (decimal, 0x hexadecimal, 0 octal). DomainError naming ``what`` for anything else."""
-    try:
-        if text is not None and len(text) <= 10 and text.isascii() and text.isalnum():
-            if text[0] != "0":
-                return int(text)
-            return int(text, 16 if text[1:2] in ("x", "X") else 8)
-    except ValueError:
-        pass
-    raise DomainError(f"{text!r} is no number", subject=what)
-
-
-USUAL = {
-    text: value
-    for value in range(256)
-    for text in (str(value), f"0x{value:x}", f"0x{value:02x}", f"0x{value:04x}", f"0x{value:02X}")
-}
-"""The spellings that addresses nearly always have; a look-up here is five times as fast as reading the number."""
-
-
-_USUAL_OR_NONE: dict[Optional[str], int] = {None: 0}
-_USUAL_OR_NONE.update(USUAL)
-
-
 def child(element: etree._Element, tag: str) -> Optional[etree._Element]:
     """The first child called ``tag``: ``element.find(tag)`` at a quarter of its cost."""
     return next(element.iterchildren(tag), None)
 
 
-def read_address(element: Optional[etree._Element], what: str) -> Optional[PciAddress]:
-    """The PCI address in an ``<address>`` element; None where it is missing or empty. Raises DomainError naming ``what``."""
-    if element is None:
-        return None
-    get = element.get
-    texts = get("domain"), get("bus"), get("slot"), get("function")
-    try:
-        return _usual_address(*texts)
-    except KeyError:
-        pass
-    address = PciAddress(*(0 if text is None else number(text, f"{what}: {name}") for text, name in zip(texts, PciAddress._fields)))
-    if address.bus > 255 or address.slot > 31 or address.function > 7:
-        raise DomainError(f"{address} is no PCI address", subject=what)
-    return address if any(address) or any(text is not None for text in texts[1:]) else None
-
-
-@lru_cache(maxsize=4096)
-def _usual_address(domain: Optional[str], bus: Optional[str], slot: Optional[str], function: Optional[str]) -> Optional[PciAddress]:
-    """An address in its usual spelling, KeyError for any other: a host's domains spell the same few hundred again and again."""
-    address = PciAddress(_USUAL_OR_NONE[domain], _USUAL_OR_NONE[bus], _USUAL_OR_NONE[slot], _USUAL_OR_NONE[function])
-    if bus is None and slot is None and function is None and not address.domain:
-        return None
-    if address.slot > 31 or address.function > 7:
-        raise KeyError(address)
-    return address
+def parts_of(element: etree._Element) -> Parts:
+    """The first child of each name, for those who want several: the price of one :func:`child`."""
+    return {part.tag: part for part in element[::-1]}  # type: ignore[index]  # lxml-stubs knows no slices
 
 
 _SPECIAL = re.compile("[&<'\"\t\n\r]")

@@ -1,0 +1,94 @@
+"""Numbers and PCI addresses as a domain's XML spells them (libvirt, ``virDomainDeviceInfoParseXML`` and ``virPCIDeviceAddressParseXML``).
+
+A host's domains spell the same few hundred addresses again and again, so what an ``<address>`` says is kept by its attributes, which lxml
+hands out all at once at the price of one.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple, Optional, cast
+
+from lxml import etree
+
+from pcinuma.address import PciAddress
+from pcinuma.errors import DomainError
+
+Attributes = tuple[tuple[str, str], ...]
+_NUMBERS = ("domain", "bus", "slot", "function")
+_ORIGINAL = frozenset((*_NUMBERS, "multifunction"))
+
+
+class Spot(NamedTuple):
+    """What an ``<address>`` says. ``kind``: its type. ``address``: None where it is of another type than ``pci``, or empty.
+
+    ``text``: the address as sysfs spells it. ``original``: the attributes that pcinuma's metadata keeps of it, as they stand.
+    """
+
+    kind: Optional[str]
+    address: Optional[PciAddress]
+    text: str
+    original: Attributes
+    multifunction: bool
+
+
+NOWHERE = Spot(None, None, "", (), False)
+
+
+def number(text: Optional[str], what: str) -> int:
+    """A number as libvirt reads one in an address (decimal, 0x hexadecimal, 0 octal). DomainError naming ``what`` for anything else."""
+    try:
+        if text is not None and len(text) <= 10 and text.isascii() and text.isalnum():
+            if text[0] != "0":
+                return int(text)
+            return int(text, 16 if text[1:2] in ("x", "X") else 8)
+    except ValueError:
+        pass
+    raise DomainError(f"{text!r} is no number", subject=what)
+
+
+def attributes_of(element: etree._Element) -> Attributes:
+    """The attributes of ``element`` in their order."""
+    return tuple(cast("list[tuple[str, str]]", element.items()))  # lxml-stubs has bytes in it
+
+
+def read_spot(element: Optional[etree._Element], what: str) -> Spot:
+    """What a guest's ``<address>`` says; NOWHERE if it is missing. Raises DomainError naming ``what``."""
+    return NOWHERE if element is None else _named(attributes_of(element), what)
+
+
+def read_host_address(element: Optional[etree._Element], what: str) -> Spot:
+    """What an ``<address>`` in a ``<source>`` says, which is a PCI address whatever its type. Raises DomainError naming ``what``."""
+    if element is None:
+        return NOWHERE
+    spot = _named(attributes_of(element), what)
+    if spot.kind in (None, "pci"):
+        return spot
+    return _named(tuple([item for item in attributes_of(element) if item[0] != "type"]), what)
+
+
+def original_attributes(attributes: Attributes) -> Attributes:
+    """Those of ``attributes`` that pcinuma's metadata keeps of an address, as they stand, whatever they say."""
+    return tuple([item for item in attributes if item[0] in _ORIGINAL])
+
+
+def _named(attributes: Attributes, what: str) -> Spot:
+    try:
+        return _spot(attributes)
+    except DomainError as error:
+        raise DomainError(error.what, subject=f"{what}{error.subject or ''}") from None
+
+
+@lru_cache(maxsize=2048)
+def _spot(attributes: Attributes) -> Spot:
+    values = dict(attributes)
+    kind = values.get("type")
+    original = original_attributes(attributes)
+    if kind not in (None, "pci"):
+        return Spot(kind, None, "", original, False)
+    address = PciAddress(*(number(values.get(name, "0"), f": {name}") for name in _NUMBERS))
+    if address.bus > 255 or address.slot > 31 or address.function > 7:
+        raise DomainError(f"{address} is no PCI address")
+    if not any(address) and not any(name in values for name in _NUMBERS[1:]):
+        return Spot(kind, None, "", original, False)  # libvirt has yet to choose
+    return Spot(kind, address, str(address), original, values.get("multifunction") == "on")
