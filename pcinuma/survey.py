@@ -74,6 +74,7 @@ class _Surveyor:
         self.nodes: dict[str, int] = {}
         self.cells: dict[str, int] = {}
         self.mapped: dict[int, Mapped] = {}
+        self.shared: dict[tuple[Mapped, Optional[str], tuple[tuple[str, str], ...]], Verdict] = {}
         self.trouble: Optional[tuple[Reason, str]] = None
 
     def run(self) -> Survey:
@@ -134,7 +135,11 @@ class _Surveyor:
         if mapped.cell is None:
             return Verdict(None, mapped.reason)
         self.cells[source] = mapped.cell
-        return Verdict(Target(mapped.cell, place.root_complex, place.switches, mapped.reason), None)
+        key = mapped, place.root_complex, place.switches
+        verdict = self.shared.get(key)
+        if verdict is None:
+            verdict = self.shared[key] = Verdict(Target(mapped.cell, place.root_complex, place.switches, mapped.reason), None)
+        return verdict
 
     def _place_of_parent(self, device: Passthrough) -> Optional[Place]:
         """The place of the PCI device behind ``device``; None where there is none (a software vDPA device)."""

@@ -27,6 +27,7 @@ DEVICES = "/sys/bus/pci/devices"
 _ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
 
 _ADDRESS_BITS = re.compile(rb"^address sizes\s*:\s*(\d+) bits physical", re.MULTILINE)
+_TO_SYS = "../../../"  # from DEVICES
 _IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
 UPSTREAM_PORT, ROOT_PORT = 5, 4
@@ -35,13 +36,19 @@ UPSTREAM_PORT, ROOT_PORT = 5, 4
 class Route(NamedTuple):
     """The way from the root complex to a device.
 
-    ``root_complex``: such as ``pci0000:16``, None if the path does not tell. ``bridges``: the addresses of the bridges above the
-    device, topmost first, those of a nested domain (VMD) after its own root only. ``parents``: every PCI address on the path.
+    ``root_complex``: such as ``pci0000:16``, None if the path does not tell. ``parents``: every PCI address on the path. ``switches``: the
+    (upstream, downstream) pairs, topmost first, those of a nested domain (VMD) after its own root only. ``upper``: the lowest bridge, if it
+    may be an upstream port; ``below_port``: whether the root port was passed.
     """
 
     root_complex: Optional[str]
-    bridges: tuple[str, ...]
     parents: tuple[str, ...]
+    switches: tuple[tuple[str, str], ...]
+    upper: Optional[str]
+    below_port: bool
+
+
+NO_ROUTE = Route(None, (), (), None, False)
 
 
 class Place(NamedTuple):
@@ -68,7 +75,7 @@ class HostReader:
         self.sysfs = Sysfs(root)
         self.nodes = Nodes(self.sysfs)
         self._port_types: dict[str, Optional[int]] = {}
-        self._root_complexes: set[str] = set()
+        self._routes: dict[str, Route] = {}
         self._places: dict[tuple[PciAddress, bool], Place] = {}
 
     def place(self, address: PciAddress, *, switches: bool = False) -> Place:
@@ -79,23 +86,19 @@ class HostReader:
         known = self._places.get((address, switches))
         if known is None:
             name = str(address)
-            node, node_from = self._node(name)
+            link = self.sysfs.link(f"{DEVICES}/{name}")
+            node, node_from = self._node(name, link)
             if switches:
-                route = self.route(name)
-                root_complex, chain = route.root_complex, self.switches(route)
+                route = self._route(name, link)
+                root_complex, chain = route.root_complex, route.switches
             else:
-                root_complex, chain = self._root_complex(name), ()
+                root_complex, chain = self._root_complex(name, link), ()
             known = self._places[(address, switches)] = Place(address, node, node_from, root_complex, chain)
         return known
 
     def route(self, name: str) -> Route:
         """The way to the device called ``name`` (``0000:17:00.0``)."""
-        link = self.sysfs.link(f"{DEVICES}/{name}")
-        if link is None:
-            if not self.sysfs.exists(f"{DEVICES}/{name}"):
-                raise DeviceAbsent("the host has no such device at the moment", subject=name)
-            return Route(None, (), ())
-        return parse_route(link.split("/")[:-1])
+        return self._route(name, self.sysfs.link(f"{DEVICES}/{name}"))
 
     def is_virtual_function(self, address: PciAddress) -> bool:
         """Whether the device is an SR-IOV VF."""
@@ -123,21 +126,6 @@ class HostReader:
         found = _ADDRESS_BITS.search(self.sysfs.read_bytes("/proc/cpuinfo", 8192))
         return int(found.group(1)) if found else None
 
-    def switches(self, route: Route) -> tuple[tuple[str, str], ...]:
-        """The (upstream, downstream) pairs on ``route``, topmost first."""
-        below = route.bridges[1:]
-        pairs: list[tuple[str, str]] = []
-        position = 0
-        while position + 1 < len(below):
-            upper, lower = below[position], below[position + 1]
-            kind = self._port_type(upper)
-            if kind == UPSTREAM_PORT or (kind is None and self._port_type(lower) is None):  # below it are downstream ports
-                pairs.append((upper, lower))
-                position += 2
-            else:
-                position += 1
-        return tuple(pairs)
-
     def mdev_parent(self, uuid: str) -> Optional[PciAddress]:
         """The PCI device that the mediated device ``uuid`` is a part of; None where its parent is of another kind.
 
@@ -158,28 +146,59 @@ class HostReader:
                 return next((a for a in map(PciAddress.parse, reversed(link.split("/"))) if a is not None), None)
         raise DeviceAbsent("the host has no such vDPA device at the moment", subject=path)
 
-    def _root_complex(self, name: str) -> Optional[str]:
-        """``route(name).root_complex`` at a third of the cost, where nothing else of the route is wanted."""
-        root_complex = (self.sysfs.link(f"{DEVICES}/{name}") or "").partition("/devices/")[2].partition("/")[0]
-        return root_complex if root_complex in self._root_complexes else self._new_root_complex(root_complex, name)
+    def _route(self, name: str, link: Optional[str]) -> Route:
+        """:meth:`route` of the device whose link in DEVICES says ``link``."""
+        if link is None:
+            if not self.sysfs.exists(f"{DEVICES}/{name}"):
+                raise DeviceAbsent("the host has no such device at the moment", subject=name)
+            return NO_ROUTE
+        return self._way(link.rpartition("/")[0])
 
-    def _new_root_complex(self, root_complex: str, name: str) -> Optional[str]:
-        if not _ROOT_COMPLEX.match(root_complex):
-            return self.route(name).root_complex
-        self._root_complexes.add(root_complex)
-        return root_complex
+    def _way(self, path: str) -> Route:
+        """The route that the real path of what is above a device spells. Devices share most of it: each part is looked at once."""
+        known = self._routes.get(path)
+        if known is None:
+            above, _, part = path.rpartition("/")
+            known = self._routes[path] = self._extended(self._way(above) if above else NO_ROUTE, part)
+        return known
 
-    def _node(self, name: str) -> tuple[Optional[int], Optional[str]]:
-        node, node_from = self._own_node(name)
+    def _extended(self, route: Route, part: str) -> Route:
+        """``route`` and one more component of the path."""
+        root_complex, parents, switches, upper, below_port = route
+        if _ROOT_COMPLEX.match(part):
+            return Route(root_complex or part, parents, (), None, False)
+        if root_complex is None or not is_address(part):
+            return route
+        parents = (*parents, part)
+        if upper is None:
+            return Route(root_complex, parents, switches, part if below_port else None, True)
+        kind = self._port_type(upper)
+        if kind == UPSTREAM_PORT or (kind is None and self._port_type(part) is None):  # below it are downstream ports
+            return Route(root_complex, parents, (*switches, (upper, part)), None, True)
+        return Route(root_complex, parents, switches, part, True)
+
+    def _root_complex(self, name: str, link: Optional[str]) -> Optional[str]:
+        """The root complex of a route at a third of its cost, where nothing else of it is wanted."""
+        above, found, way = (link or "").partition("/devices/pci")
+        if not found:
+            return self._route(name, link).root_complex
+        return self._way(f"{above}/devices/pci{way.partition('/')[0]}").root_complex or self._route(name, link).root_complex
+
+    def _node(self, name: str, link: Optional[str]) -> tuple[Optional[int], Optional[str]]:
+        node, node_from = self._own_node(name, link)
         if node is None:
             physical = self.sysfs.link(f"{DEVICES}/{name}/physfn")
             if physical is not None:
-                node, node_from = self._own_node(physical.rsplit("/", 1)[-1])
+                node, node_from = self._own_node(physical.rsplit("/", 1)[-1], None)
                 node_from = None if node is None else "pf"
         return node, node_from
 
-    def _own_node(self, name: str) -> tuple[Optional[int], Optional[str]]:
-        node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
+    def _own_node(self, name: str, link: Optional[str]) -> tuple[Optional[int], Optional[str]]:
+        node: Optional[int] = None
+        if link is not None and link.startswith(_TO_SYS):  # by its real path the file is found sooner; whatever is odd goes the usual way
+            node = self.sysfs.read_plain_int(f"/sys/{link[len(_TO_SYS):]}/numa_node")
+        if node is None:
+            node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
         if node is not None and node >= 0:
             return (node, "numa_node") if node in self.nodes.online() else (None, None)
         if node is None:
@@ -210,21 +229,6 @@ class HostReader:
         if name not in self._port_types:
             self._port_types[name] = port_type(self.sysfs.read_bytes(f"{DEVICES}/{name}/config", 256))
         return self._port_types[name]
-
-
-def parse_route(parts: list[str]) -> Route:
-    """The route that the components of a device's real path, without the device itself, spell."""
-    root_complex: Optional[str] = None
-    bridges: list[str] = []
-    parents: list[str] = []
-    for part in parts:
-        if _ROOT_COMPLEX.match(part):
-            root_complex = root_complex or part
-            bridges = []
-        elif root_complex is not None and is_address(part):
-            bridges.append(part)
-            parents.append(part)
-    return Route(root_complex, tuple(bridges), tuple(parents))
 
 
 def port_type(config: bytes) -> Optional[int]:

@@ -15,6 +15,7 @@ from typing import Optional
 from pcinuma.errors import HostError
 
 _PAGE = 65536
+_LINE = 64
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
 _NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV, errno.ENXIO)
 
@@ -42,6 +43,18 @@ class Sysfs:
             return None if data is None else int(data, base)
         except ValueError:
             raise HostError(f"holds {_text(data or b'', path)[:40]!r} where a number belongs", subject=path) from None
+
+    def read_plain_int(self, path: str) -> Optional[int]:
+        """The decimal number in ``path``; None for whatever else there may be, an error included."""
+        try:
+            descriptor = os.open(self._prefix + path, _FLAGS)
+            try:
+                text = os.read(descriptor, _LINE)
+                return int(text) if len(text) < _LINE else None
+            finally:
+                os.close(descriptor)
+        except (OSError, ValueError):
+            return None
 
     def _read(self, path: str) -> Optional[bytes]:
         try:

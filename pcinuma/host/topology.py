@@ -13,7 +13,7 @@ from typing import Any, Optional
 from pcinuma.address import PciAddress
 from pcinuma.errors import DeviceAbsent, HostError, UnusableInput
 from pcinuma.host.nodes import Node
-from pcinuma.host.place import DEVICES, HostReader, Place, Route
+from pcinuma.host.place import DEVICES, NO_ROUTE, HostReader, Place
 from pcinuma.host.sysfs import Sysfs
 from pcinuma.ranges import format_ranges
 
@@ -123,10 +123,10 @@ def _device(reader: HostReader, address: PciAddress) -> HostDevice:
         place, route = reader.place(address, switches=True), reader.route(str(address))
     except (HostError, DeviceAbsent) as error:
         problems.append(error.sentence())
-        place, route = Place(address, None, None, None, ()), Route(None, (), ())
+        place, route = Place(address, None, None, None, ()), NO_ROUTE
         try:
             route = reader.route(str(address))
-            place = place._replace(root_complex=route.root_complex, switches=reader.switches(route))
+            place = place._replace(root_complex=route.root_complex, switches=route.switches)
         except HostError:
             pass  # the first problem says it
     virtfns = [name for name in sysfs.names(folder) if name.startswith("virtfn") and name[6:].isdecimal()]
