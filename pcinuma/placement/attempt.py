@@ -12,6 +12,7 @@ Anything that does not fit raises :class:`NoRoom`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Optional
 
 from pcinuma.address import PciAddress
@@ -76,7 +77,7 @@ class Attempt:
             assert unit.target is not None
             by_key.setdefault(key_of(unit.target, self.grouping), []).append(unit)
         for key in sorted(by_key, key=lambda k: (k.cell, k.root_complex or "")):
-            self._seat_all(key, sorted(by_key[key], key=lambda unit: unit.order))
+            self._seat_all(key, sorted(by_key[key], key=attrgetter("order")))
         self._keep_spare_ports()
         self._leave_slots(newcomers)
         self.layout.number_expanders()
@@ -199,9 +200,10 @@ class Attempt:
         numbered = layout.numbers_of_expanders()
         if numbered and layout.main_buses() > min(numbered):
             raise NoRoom(f"the main PCI root needs {layout.main_buses()} bus numbers where {min(numbered)} are free")
-        for bus_nr, index in sorted(numbered.items()):
-            if index in self.standing.ours and layout.room_below(index) < 0:
-                raise NoRoom(f"the bridges below bus {bus_nr} reach into the next expander's")
+        if layout.machine is MachineKind.PCIE and self.standing.ours:
+            for index, room in layout.rooms().items():
+                if room < 0 and index in self.standing.ours:
+                    raise NoRoom(f"the bridges below bus {layout.controllers[index].bus_nr} reach into the next expander's")
 
     # Below the expanders.
 
@@ -308,15 +310,15 @@ class Attempt:
 
     def _plug(self, unit: Unit, bus: int, slot: int = 0) -> None:
         several = len(unit.devices) > 1
-        for device, function in zip(unit.devices, unit.functions()):
+        for device, function in zip(unit.devices, unit.functions() if several else (0,)):
             address = PciAddress(0, bus, slot, function)
             self.layout.take(address)
-            multifunction = "on" if several and function == 0 else None
-            self.moves.append(Move(device.source, address, multifunction))
+            self.moves.append(Move(device.source, address, "on" if several and function == 0 else None))
             self.seats[device.source] = address
-            if unit.reason is not None:
-                self.reasons[device.source] = unit.reason
-        if bus in self.domain.controllers and self.domain.machine is MachineKind.PCIE and self.domain.controllers[bus].hotplug is not False:
+        if unit.reason is not None:
+            self._remark(unit, unit.reason)
+        controller = self.domain.controllers.get(bus)
+        if controller is not None and controller.hotplug is not False and self.domain.machine is MachineKind.PCIE:
             self.hotplug[bus] = False
 
     def _keep_spare_ports(self) -> None:
@@ -347,18 +349,28 @@ class Attempt:
 
     def _say_apart(self) -> None:
         """Remark on devices whose switch the guest does not show although they branch there from one that came before."""
-        if self.grouping is not GroupBy.SWITCH:
+        if self.grouping is not GroupBy.SWITCH or self.domain.placement is None:  # a fresh layout shows every switch of a branching
             return
-        seated = [unit for unit in self.units if unit.target is not None and unit.devices[0].source in self.seats]
-        seated.sort(key=lambda unit: self.seats[unit.devices[0].source])
-        chains = {unit: self.standing.guest_chain(self.seats[unit.devices[0].source].bus) for unit in seated}
-        for position, unit in enumerate(seated):
-            for earlier in seated[:position]:
-                if self._same_key(unit, earlier) and branching(unit.chain, earlier.chain):
-                    shared = {up for up, _ in chains[unit]} & {up for up, _ in chains[earlier]}
-                    if not shared:
-                        self._remark(unit, Reason.KEPT_APART)
-                        break
+        below: dict[str, list[Unit]] = {}
+        for unit in self.units:
+            if unit.target is not None and unit.devices[0].source in self.seats:
+                for upstream, _ in unit.chain:
+                    below.setdefault(upstream, []).append(unit)
+        apart: dict[PciAddress, tuple[Unit, frozenset[int]]] = {}
+        for units in below.values():
+            shown = [self._guest_switches(unit) for unit in units]
+            if len(units) > 1 and not frozenset.intersection(*shown):
+                apart.update({self.seats[unit.devices[0].source]: (unit, switches) for unit, switches in zip(units, shown)})
+        ordered = [apart[seat] for seat in sorted(apart)]
+        for position, (unit, switches) in enumerate(ordered):
+            for earlier, others in ordered[:position]:
+                if not switches & others and self._same_key(unit, earlier) and branching(unit.chain, earlier.chain):
+                    self._remark(unit, Reason.KEPT_APART)
+                    break
+
+    def _guest_switches(self, unit: Unit) -> frozenset[int]:
+        """The guest's upstream ports above a seated unit."""
+        return frozenset([upstream for upstream, _ in self.standing.guest_chain(self.seats[unit.devices[0].source].bus)])
 
     def _same_key(self, unit: Unit, other: Unit) -> bool:
         assert unit.target is not None and other.target is not None

@@ -20,6 +20,7 @@ BUSES = 256
 HIGHEST_INDEX = 255
 HIGHEST_PHB = 31
 EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
+_FIRST_FUNCTIONS = frozenset(range(0, 256, 8))
 _TAKEN_MAIN_SLOTS = frozenset((0, 1, 0x1F))
 _HABITUAL_MAIN_SLOTS = (0x1B, 0x1A, 0x1D)
 """Slots of pcie.0 that the chipset and the first VGA have, and those that ICH9's sound and USB have by habit: the last to be taken.
@@ -35,27 +36,31 @@ class Layout:
         self.machine = domain.machine
         self.controllers: dict[int, Controller] = dict(domain.controllers)
         self.children: dict[int, list[int]] = {}
-        self.taken: dict[int, set[int]] = {}
         self._home: dict[int, Optional[int]] = {0: None}
+        self._below: dict[int, int] = {}
         self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
         self.added: list[int] = []
         self.gained: set[int] = set()
         self._freed = sorted(freed)
         self._highest = max(self.controllers, default=0)
-        present = sum(1 for index in self.controllers if index > 0)
+        present = len(self.controllers) - (0 in self.controllers)
         self._gaps = 0 if self.machine is MachineKind.PHB else self._highest - present - len(self._freed)
-        self._chassis: set[Optional[int]] = {c.index if c.chassis is None else c.chassis for c in self.controllers.values()}
+        self._chassis: set[int] = set()
         self._expanders: list[int] = []
         phbs = self.machine is MachineKind.PHB
-        for index, controller in sorted(self.controllers.items()):
-            if (controller.node is not None or controller.model in EXPANDERS) and self.is_expander(controller):
+        for index in sorted(self.controllers):
+            controller = self.controllers[index]
+            _, model, address, _, node, chassis, _, _, _ = controller
+            self._chassis.add(index if chassis is None else chassis)
+            if (node is not None or model in EXPANDERS) and self.is_expander(controller):
                 self._expanders.append(index)
             if index > 0 and not (phbs and self._is_phb(controller)):
-                self.children.setdefault(controller.address.bus if controller.address else 0, []).append(index)
+                self.children.setdefault(address.bus if address else 0, []).append(index)
+        self._numbered = bool(self.numbers_of_expanders())
         taken: dict[int, set[int]] = defaultdict(set)
         for (_, bus, slot, function), _, _ in domain.occupants:
             taken[bus].add(slot << 3 | function)
-        self.taken.update(taken)
+        self.taken: dict[int, set[int]] = dict(taken)
 
     # What is there.
 
@@ -80,8 +85,11 @@ class Layout:
 
     def bridges_below(self, index: int) -> int:
         """How many bridges lie below controller ``index``, at any depth."""
-        below = self.children.get(index)
-        return len(below) + sum([self.bridges_below(child) for child in below if child in self.children]) if below else 0
+        if index not in self._below:
+            children = self.children
+            below = children.get(index, ())
+            self._below[index] = len(below) + sum([self.bridges_below(child) for child in below if child in children])
+        return self._below[index]
 
     def is_free(self, index: int) -> bool:
         """Whether nothing is plugged into controller ``index``."""
@@ -99,13 +107,16 @@ class Layout:
 
     def room_below(self, expander: int) -> int:
         """How many more bridges fit below an expander that has its bus number."""
-        if self.machine is not MachineKind.PCIE:
-            return HIGHEST_INDEX
-        first = self.controllers[expander].bus_nr
-        if first is None:
+        if self.machine is not MachineKind.PCIE or self.controllers[expander].bus_nr is None:
             return HIGHEST_INDEX  # a new one: bus numbers are dealt out at the end
-        higher = [bus_nr for bus_nr in self.numbers_of_expanders() if bus_nr > first]
-        return min(higher, default=BUSES) - first - 1 - self.bridges_below(expander)
+        return self.rooms().get(expander, HIGHEST_INDEX)
+
+    def rooms(self) -> dict[int, int]:
+        """How many more bridges fit below each of the expanders that have their bus number; negative where there are too many."""
+        numbers = sorted(self.numbers_of_expanders())
+        ends = dict(zip(numbers, [*numbers[1:], BUSES]))
+        numbered = [(index, bus_nr) for index in self._expanders if (bus_nr := self.controllers[index].bus_nr) is not None]
+        return {index: ends[bus_nr] - bus_nr - 1 - self.bridges_below(index) for index, bus_nr in numbered}
 
     def numbers_of_expanders(self) -> dict[int, int]:
         """Bus number -> index of each expander that has its number."""
@@ -140,14 +151,12 @@ class Layout:
         ``dense`` fills the eight functions of a slot before the next slot, for more than 32 ports on one bus.
         """
         model = "pcie-switch-downstream-port" if self.controllers[parent].model == "pcie-switch-upstream-port" else "pcie-root-port"
-        if self.room_below(self.expander_of(parent) or 0) < 1:
-            raise NoRoom("no bus number is left below the expander")
+        self._require_room(parent)
         return self._add_function(parent, model, dense=dense and model == "pcie-root-port", hotplug=hotplug)
 
     def add_upstream(self, port: int) -> int:
         """An upstream port of a switch, plugged into a root port or downstream port."""
-        if self.room_below(self.expander_of(port) or 0) < 1:
-            raise NoRoom("no bus number is left below the expander")
+        self._require_room(port)
         return self._add(Controller(self._next_index(port), "pcie-switch-upstream-port", PciAddress(0, port, 0, 0)))
 
     def add_main_ports(self, count: int) -> list[int]:
@@ -238,8 +247,14 @@ class Layout:
 
     def _set_bus_nr(self, index: int, bus_nr: int) -> None:
         self.controllers[index] = self.controllers[index]._replace(bus_nr=bus_nr)
+        self._numbered = True
 
     # Details.
+
+    def _require_room(self, bus: int) -> None:
+        """Raise NoRoom unless one more bridge fits below the expander of ``bus``."""
+        if self._numbered and self.room_below(self.expander_of(bus) or 0) < 1:
+            raise NoRoom("no bus number is left below the expander")
 
     def _add(self, new: Controller) -> int:
         if new.model in ("pcie-root-port", "pcie-switch-downstream-port") and new.index in self._chassis:
@@ -247,23 +262,28 @@ class Layout:
             if free is None:
                 raise NoRoom("all chassis numbers are used")
             new = new._replace(chassis=free)
-        self._chassis.add(new.chassis if new.chassis is not None else new.index)
-        self.added.append(new.index)
-        self.controllers[new.index] = new
-        if new.node is not None:
-            self._expanders.append(new.index)
-        self._home.pop(new.index, None)
-        if new.address is not None:
-            self._attach(new.index, new.address.bus)
-            self.take(new.address)
-        return new.index
+        index, _, address, _, node, chassis, _, _, _ = new
+        self._chassis.add(index if chassis is None else chassis)
+        self.added.append(index)
+        self.controllers[index] = new
+        if node is not None:
+            self._expanders.append(index)
+        self._home.pop(index, None)
+        self._below.clear()
+        if address is not None:
+            _, bus, slot, function = address
+            self.children.setdefault(bus, []).append(index)
+            self.taken.setdefault(bus, set()).add(slot << 3 | function)
+        return index
 
     def _add_function(self, parent: int, model: str, *, dense: bool, hotplug: Optional[bool]) -> int:
         used = self.taken.get(parent)
-        last = max(used) if used else -1
-        devfn = (last | 7) + 1 if used else 0
-        if used and model == "pcie-root-port" and (dense or devfn > 255 or any(devfn & 7 for devfn in used)):
-            devfn = last + 1
+        devfn = 0
+        if used:
+            last = max(used)
+            devfn = (last | 7) + 1
+            if model == "pcie-root-port" and (dense or devfn > 255 or not used <= _FIRST_FUNCTIONS):
+                devfn = last + 1
         if devfn > 255:
             raise NoRoom("all slots of the bus are used")
         if devfn & 7 and not self._gain_multifunction(parent, devfn):
@@ -286,17 +306,15 @@ class Layout:
         address = self.controllers[expander].address
         return address is not None and address.bus != 0 and self.expander_of(address.bus) is not None
 
-    def _attach(self, index: int, parent: int) -> None:
-        self.children.setdefault(parent, []).append(index)
-
     def _is_phb(self, controller: Controller) -> bool:
         return self.machine is MachineKind.PHB and controller.model == "pci-root" and controller.index > 0
 
     def _next_index(self, above: int) -> int:
-        for position, index in enumerate(self._freed):
-            if index > above and index not in self.controllers:
-                del self._freed[position]
-                return index
+        if self._freed:
+            for position, index in enumerate(self._freed):
+                if index > above and index not in self.controllers:
+                    del self._freed[position]
+                    return index
         self._highest += 1
         if self._highest > HIGHEST_INDEX:
             raise NoRoom("all controller indexes are used")

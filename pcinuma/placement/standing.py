@@ -185,5 +185,7 @@ class Standing:
 
 def _commonest(values: list[_T]) -> Optional[_T]:
     """The value that occurs most often; of several such the one that sorts first; None of none."""
+    if values and values.count(values[0]) == len(values):  # nearly always
+        return values[0]
     counted = Counter(values)
     return min(counted, key=lambda value: (-counted[value], str(value))) if counted else None

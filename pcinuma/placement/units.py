@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from operator import attrgetter
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Domain, Form, Given, Passthrough
 from pcinuma.placement.plan_model import Target, Verdict
 from pcinuma.placement.reason import Reason
+
+_WITH_FUNCTIONS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)
 
 
 class Unit(NamedTuple):
@@ -52,11 +56,9 @@ def kept_sources(domain: Domain) -> frozenset[str]:
 
 def shares_slot(domain: Domain) -> frozenset[str]:
     """Sources of host devices that share their guest slot with another: the only ones of which it matters whether they are VFs."""
-    by_slot: dict[tuple[int, int], list[str]] = {}
-    for device in domain.devices:
-        if device.address is not None and device.form in (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV):
-            by_slot.setdefault(slot_of(device.address), []).append(device.source)
-    return frozenset(source for sources in by_slot.values() if len(sources) > 1 for source in sources)
+    addressed = [(d.source, d.address[:3]) for d in domain.devices if d.address is not None and d.form in _WITH_FUNCTIONS]
+    counted = Counter([slot for _, slot in addressed])
+    return frozenset([source for source, slot in addressed if counted[slot] > 1]) if len(counted) < len(addressed) else frozenset()
 
 
 def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str, PciAddress], virtual: frozenset[str]) -> list[Unit]:
@@ -64,25 +66,28 @@ def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str
 
     ``hosts``: source -> host address whose place counts. ``virtual``: sources that are VFs, each a device of its own.
     """
-    groups: dict[tuple[object, ...], list[Passthrough]] = {}
+    sharing = shares_slot(domain) - virtual
+    units: list[Unit] = []
+    together: dict[tuple[object, ...], list[Passthrough]] = {}
     for device in domain.devices:
         if device.given is not Given.PCI:
             continue
-        key: tuple[object, ...] = (device.source,)
-        single = device.source in virtual or device.form not in (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)
-        if not single and device.address is not None and device.host is not None:
-            key = (*slot_of(device.address), device.host[:3])
-        groups.setdefault(key, []).append(device)
-    units = []
-    for members in groups.values():
-        if len(members) > 1:
-            members.sort(key=lambda d: (d.address.function if d.address else 0, d.source))
-        target, reason = _verdict(members, verdicts)
-        first = members[0]
-        host = hosts.get(first.source)
-        order = (host is None, host or (), first.source)
-        units.append(Unit(tuple(members), target, reason, order))
-    return sorted(units, key=lambda unit: unit.order)
+        if device.source in sharing and device.address is not None and device.host is not None:
+            together.setdefault((*slot_of(device.address), device.host[:3]), []).append(device)
+        else:
+            units.append(_unit([device], verdicts, hosts))
+    for members in together.values():
+        members.sort(key=lambda d: (d.address.function if d.address else 0, d.source))
+        units.append(_unit(members, verdicts, hosts))
+    units.sort(key=attrgetter("order"))
+    return units
+
+
+def _unit(members: list[Passthrough], verdicts: Mapping[str, Verdict], hosts: Mapping[str, PciAddress]) -> Unit:
+    first = members[0].source
+    host = hosts.get(first)
+    target, reason = _verdict(members, verdicts)
+    return Unit(tuple(members), target, reason, (host is None, host or (), first))
 
 
 def _verdict(members: list[Passthrough], verdicts: Mapping[str, Verdict]) -> tuple[Optional[Target], Optional[Reason]]:
