@@ -348,13 +348,12 @@ def test_the_usual_answer_is_known_to_the_hook_by_heart(daemon: DaemonProcess, h
         assert connection.recv(65536) == ast.literal_eval(line.partition(" = ")[2])
 
 
-def programs() -> tuple[str, str]:
-    """The two that Python gets: what asks the daemon, and what reads the answer."""
-    text = HOOK.read_text()
-    asking = text.partition(" -c '\n")[2].partition("\n' ")[0]
-    reading = text.partition("\n# THE ANSWER\n")[2]
-    assert "sendall" in asking and "recv" in reading
-    return asking, reading
+def programs() -> list[str]:
+    """Those that Python gets: what asks the daemon, what reads its answer, and what does without."""
+    shell, *documents = HOOK.read_text().split("\n# %%\n")
+    asking = shell.partition(" -c '\n")[2].partition("\n' ")[0]
+    assert "sendall" in asking and len(documents) == 2
+    return [asking, *documents]
 
 
 def test_what_it_gives_to_python_is_python_3_9() -> None:
