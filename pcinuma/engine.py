@@ -223,8 +223,8 @@ class _Job:
 
 def _foreign_expander(domain: Domain) -> Optional[int]:
     """An expander that is not ours and that a passthrough device sits below, or whose bus number libvirt has yet to choose."""
-    ours = domain.placement.controllers if domain.placement else ()
-    if not any(c.model in EXPANDERS or c.node is not None for c in domain.controllers.values()):
+    ours = frozenset(domain.placement.controllers if domain.placement else ())
+    if not any((c.model in EXPANDERS or c.node is not None) and c.index not in ours for c in domain.controllers.values()):
         return None
     layout = Layout(domain)
     for device in domain.devices:

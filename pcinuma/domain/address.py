@@ -16,6 +16,9 @@ from pcinuma.errors import DomainError
 
 Attributes = tuple[tuple[str, str], ...]
 _NUMBERS = ("domain", "bus", "slot", "function")
+_USUAL: dict[Optional[str], int] = {
+    text: value for value in range(256) for text in (str(value), f"0x{value:x}", f"0x{value:02x}", f"0x{value:04x}")
+}
 _ORIGINAL = frozenset((*_NUMBERS, "multifunction"))
 
 
@@ -37,6 +40,9 @@ NOWHERE = Spot(None, None, "", (), False)
 
 def number(text: Optional[str], what: str) -> int:
     """A number as libvirt reads one in an address (decimal, 0x hexadecimal, 0 octal). DomainError naming ``what`` for anything else."""
+    usual = _USUAL.get(text)
+    if usual is not None:
+        return usual
     try:
         if text is not None and len(text) <= 10 and text.isascii() and text.isalnum():
             if text[0] != "0":

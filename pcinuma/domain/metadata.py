@@ -21,6 +21,7 @@ from pcinuma.settings import GroupBy, Policy
 
 NAMESPACE = "urn:pcinuma:domain:1"
 _ELEMENT = f"{{{NAMESPACE}}}pcinuma"
+_NAMES = {f"{{{NAMESPACE}}}{name}": name for name in ("keep", "placement", "controller", "device")}
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 
 
@@ -47,8 +48,9 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
     if element is None:
         return NOTHING
     policy, group_by = element.get("policy"), element.get("group-by")
-    keep = frozenset([keep.get("device", "") for keep in _children(element, "keep")])
-    placement = next(iter(_children(element, "placement")), None)
+    children = _by_name(element)
+    keep = frozenset([keep.get("device", "") for keep in children.get("keep", ())])
+    placement = children["placement"][0] if "placement" in children else None
     return Metadata(
         None if policy is None else _policy(policy),
         None if group_by is None else _group_by(group_by),
@@ -64,7 +66,7 @@ def write_placement(document: Document, placement: Optional[Placement]) -> None:
     if element is not None:
         if not len(element) and not element.attrib:
             was_empty = "pcinuma"
-        for old in _children(element, "placement"):
+        for old in _by_name(element).get("placement", ()):
             was_empty = {"metadata": "metadata", "pcinuma": "pcinuma"}.get(old.get("empty", ""))
             remove(old)
     if placement is None:
@@ -124,15 +126,19 @@ def _spelled(attributes: Attributes) -> str:
     return "".join([attribute(name, value) for name, value in attributes])
 
 
-def _children(element: etree._Element, name: str) -> list[etree._Element]:
-    tags = f"{{{NAMESPACE}}}{name}", name
-    return [child for child in element if child.tag in tags]
+def _by_name(element: etree._Element) -> dict[str, list[etree._Element]]:
+    """The children by their name, in our namespace and without any."""
+    found: dict[str, list[etree._Element]] = {}
+    for part in element:
+        found.setdefault(_NAMES.get(part.tag, part.tag), []).append(part)
+    return found
 
 
 def _placement(element: etree._Element) -> Placement:
     group_by = element.get("group-by")
-    originals = [_original(attributes_of(device)) for device in _children(element, "device")]
-    indexes = [number(controller.get("index"), "pcinuma's metadata, <controller index>") for controller in _children(element, "controller")]
+    children = _by_name(element)
+    originals = [_original(attributes_of(device)) for device in children.get("device", ())]
+    indexes = [number(controller.get("index"), "pcinuma's metadata, <controller index>") for controller in children.get("controller", ())]
     return Placement(
         GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals)
     )

@@ -165,7 +165,7 @@ class HostReader:
     def _extended(self, route: Route, part: str) -> Route:
         """``route`` and one more component of the path."""
         root_complex, parents, switches, upper, below_port = route
-        if _ROOT_COMPLEX.match(part):
+        if part.startswith("pci") and _ROOT_COMPLEX.match(part):
             return Route(root_complex or part, parents, (), None, False)
         if root_complex is None or not is_address(part):
             return route

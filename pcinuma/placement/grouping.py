@@ -61,17 +61,14 @@ def _shapes(ways: list[tuple[Unit, Chain]]) -> list[Shape]:
 
 
 def _mirror(host: str, members: list[tuple[Unit, Chain]]) -> Switch:
-    by_port: dict[str, list[tuple[Unit, Chain]]] = {}
-    for unit, chain in members:
-        by_port.setdefault(chain[0][1], []).append((unit, chain[1:]))
     legs: list[Shape] = []
-    for below in by_port.values():
-        legs.extend(unit for unit, chain in below if not chain)
-        deeper: dict[str, list[tuple[Unit, Chain]]] = {}
-        for unit, chain in below:
-            if chain:
-                deeper.setdefault(chain[0][0], []).append((unit, chain))
-        legs.extend(_mirror(next_host, next_members) for next_host, next_members in deeper.items())
+    deeper: dict[tuple[str, str], list[tuple[Unit, Chain]]] = {}  # by the port here and the switch below it
+    for unit, chain in members:
+        if len(chain) == 1:
+            legs.append(unit)
+        else:
+            deeper.setdefault((chain[0][1], chain[1][0]), []).append((unit, chain[1:]))
+    legs.extend([_mirror(below, its_members) for (_, below), its_members in deeper.items()])
     return Switch(host, tuple(sorted(legs, key=_order)))
 
 

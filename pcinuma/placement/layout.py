@@ -152,7 +152,8 @@ class Layout:
         """
         model = "pcie-switch-downstream-port" if self.controllers[parent].model == "pcie-switch-upstream-port" else "pcie-root-port"
         self._require_room(parent)
-        return self._add_function(parent, model, dense=dense and model == "pcie-root-port", hotplug=hotplug)
+        devfn = self._next_devfn(parent, model, dense) if self.taken.get(parent) else 0
+        return self._add(Controller(self._next_index(parent), model, PciAddress(0, parent, devfn >> 3, devfn & 7), hotplug=hotplug))
 
     def add_upstream(self, port: int) -> int:
         """An upstream port of a switch, plugged into a root port or downstream port."""
@@ -276,20 +277,16 @@ class Layout:
             self.taken.setdefault(bus, set()).add(slot << 3 | function)
         return index
 
-    def _add_function(self, parent: int, model: str, *, dense: bool, hotplug: Optional[bool]) -> int:
-        used = self.taken.get(parent)
-        devfn = 0
-        if used:
-            last = max(used)
-            devfn = (last | 7) + 1
-            if model == "pcie-root-port" and (dense or devfn > 255 or not used <= _FIRST_FUNCTIONS):
-                devfn = last + 1
-        if devfn > 255:
+    def _next_devfn(self, parent: int, model: str, dense: bool) -> int:
+        """Slot and function behind the last one used on a bus, as eight bits."""
+        used = self.taken[parent]
+        last = max(used)
+        devfn = (last | 7) + 1
+        if model == "pcie-root-port" and (dense or devfn > 255 or not used <= _FIRST_FUNCTIONS):
+            devfn = last + 1
+        if devfn > 255 or (devfn & 7 and not self._gain_multifunction(parent, devfn)):
             raise NoRoom("all slots of the bus are used")
-        if devfn & 7 and not self._gain_multifunction(parent, devfn):
-            raise NoRoom("all slots of the bus are used")
-        address = PciAddress(0, parent, devfn >> 3, devfn & 7)
-        return self._add(Controller(self._next_index(parent), model, address, hotplug=hotplug))
+        return devfn
 
     def _gain_multifunction(self, parent: int, devfn: int) -> bool:
         """Make function 0 of a slot say that there are more; False where function 0 is no port of this bus."""

@@ -56,6 +56,7 @@ class Standing:
         self.newcomers: list[Unit] = []
         self.others: list[Unit] = []
         self.mirrors: dict[int, str] = {}
+        self._guest_chains: dict[int, list[tuple[int, int]]] = {}
         self._stands_for: dict[int, Optional[Key]] = {}
         self._empty: dict[int, int] = {}
         homes: dict[int, list[Unit]] = {}
@@ -114,7 +115,10 @@ class Standing:
 
     def guest_chain(self, bus: int) -> list[tuple[int, int]]:
         """The (upstream, downstream) controllers above a device on ``bus``, topmost first."""
-        pairs: list[tuple[int, int]] = []
+        known = self._guest_chains.get(bus)
+        if known is not None:
+            return known
+        port, pairs = bus, []
         controllers = self.layout.controllers
         while bus in controllers and controllers[bus].model == "pcie-switch-downstream-port":
             address = controllers[bus].address
@@ -126,7 +130,8 @@ class Standing:
             if above is None:
                 break
             bus = above.bus
-        return pairs[::-1]
+        self._guest_chains[port] = pairs[::-1]
+        return self._guest_chains[port]
 
     def _judge(self, expander: int, members: list[Unit], grouping: GroupBy) -> None:
         node = self.layout.controllers[expander].node
@@ -162,24 +167,22 @@ class Standing:
     def _agreeing_on_switches(self, units: list[Unit]) -> list[Unit]:
         """The units whose guest switches can stand for their host switches; the others go to ``wrong``."""
         claims: dict[int, list[str]] = {}
-        ways: list[tuple[Unit, list[tuple[int, int]]]] = []
+        ways: list[tuple[Unit, bool, list[tuple[int, str]]]] = []  # does the guest show no more than there is; (guest's, host's) ports
         for unit in units:
             assert unit.address is not None
             chain = self.guest_chain(unit.address.bus)
-            ways.append((unit, chain))
-            for (up, down), (host_up, host_down) in zip(reversed(chain), reversed(unit.chain)):
-                claims.setdefault(up, []).append(host_up)
-                claims.setdefault(down, []).append(host_down)
+            shown = unit.chain[-len(chain) :] if chain else ()
+            pairs = [pair for guest, host in zip(chain[-len(shown) :], shown) for pair in zip(guest, host)]
+            ways.append((unit, len(chain) <= len(unit.chain), pairs))
+            for bridge, host_bridge in pairs:
+                claims.setdefault(bridge, []).append(host_bridge)
         stand_for = {bridge: _commonest(hosts) for bridge, hosts in claims.items()}
         agreeing: list[Unit] = []
-        for unit, chain in ways:
-            pairs = list(zip(reversed(chain), reversed(unit.chain)))
-            agrees = len(chain) <= len(unit.chain) and all(
-                stand_for[up] == host_up and stand_for[down] == host_down for (up, down), (host_up, host_down) in pairs
-            )
+        for unit, fits, pairs in ways:
+            agrees = fits and all(stand_for[bridge] == host_bridge for bridge, host_bridge in pairs)
             (agreeing if agrees else self.wrong).append(unit)
             if agrees:
-                self.mirrors.update({up: host_up for (up, _), (host_up, _) in pairs})
+                self.mirrors.update(pairs[::2])
         return agreeing
 
 
