@@ -189,8 +189,10 @@ def _slot_faults(placed: list[tuple[Passed, dict[str, Any]]]) -> list[str]:
 def _switch_faults(placed: list[tuple[Passed, dict[str, Any]]], guest: Guest, host: Host, fresh: bool) -> list[str]:
     """Any two devices have the host's distance: bridges between them below a common switch, or none in common."""
     found, settled = [], [(d, line) for d, line in placed if line["reason"] is None and d.at]
-    for (one, _), (other, _) in combinations(settled, 2):
+    for (one, line), (other, other_line) in combinations(settled, 2):
         if one.at.bus == other.at.bus:
+            continue
+        if line["guest_cell"] != other_line["guest_cell"]:  # an odd host's switch has devices of two nodes; a guest's is below one
             continue
         here = _distance([c.index for c in _switches(guest, one)], [c.index for c in _switches(guest, other)])
         there = _distance(_host_switches(host, one), _host_switches(host, other))
