@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Container, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import BACKED, Controller, Domain, OccupantKind, Passthrough
+from pcinuma.domain.model import BACKED, Controller, Domain, Passthrough
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 
@@ -60,14 +60,13 @@ class Guest:
 
     def emulated_at_root(self, listed: Container[str]) -> int:
         """How many devices that are not passed through have an address outside every cell, but for those that are ``listed``."""
-        others = [occupant.address for occupant in self.domain.occupants if occupant.kind is OccupantKind.OTHER]
+        others = [*self.domain.others]
         others += [d.address for d in self.domain.devices if d.form in BACKED and d.address is not None and d.source not in listed]
         return sum(self.cell(address) is None for address in others)
 
     def has_neighbours(self, address: PciAddress) -> bool:
         """Whether other functions share the slot of ``address``."""
-        slots = [occupant.address for occupant in self.domain.occupants]
-        return sum(other[:3] == address[:3] for other in slots) > 1
+        return sum(other[:3] == address[:3] for other in self.domain.addresses()) > 1
 
 
 def is_top(controller: Controller) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import BACKED, Domain, OccupantKind
+from pcinuma.domain.model import BACKED, Domain
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Result
@@ -74,6 +74,4 @@ def strangers(domain: Domain) -> frozenset[PciAddress]:
     if domain.placement is None:
         return frozenset()
     ours = domain.placement.controllers
-    return frozenset(
-        occupant.address for occupant in domain.occupants if occupant.kind is OccupantKind.OTHER and occupant.address.bus in ours
-    )
+    return frozenset(address for address in domain.others if address.bus in ours)

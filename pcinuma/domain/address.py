@@ -7,7 +7,7 @@ hands out all at once at the price of one.
 from __future__ import annotations
 
 from functools import lru_cache
-from typing import NamedTuple, Optional, cast
+from typing import NamedTuple, Optional
 
 from lxml import etree
 
@@ -55,34 +55,31 @@ def number(text: Optional[str], what: str) -> int:
 
 def attributes_of(element: etree._Element) -> Attributes:
     """The attributes of ``element`` in their order."""
-    return tuple(cast("list[tuple[str, str]]", element.items()))  # lxml-stubs has bytes in it
+    return tuple(element.items())  # type: ignore[arg-type]  # lxml-stubs has bytes in it
 
 
 def read_spot(element: Optional[etree._Element], what: str) -> Spot:
     """What a guest's ``<address>`` says; NOWHERE if it is missing. Raises DomainError naming ``what``."""
-    return NOWHERE if element is None else _named(attributes_of(element), what)
+    if element is None:
+        return NOWHERE
+    try:
+        return _spot(attributes_of(element))
+    except DomainError as error:
+        raise DomainError(error.what, subject=f"{what}{error.subject or ''}") from None
 
 
 def read_host_address(element: Optional[etree._Element], what: str) -> Spot:
     """What an ``<address>`` in a ``<source>`` says, which is a PCI address whatever its type. Raises DomainError naming ``what``."""
-    if element is None:
-        return NOWHERE
-    spot = _named(attributes_of(element), what)
-    if spot.kind in (None, "pci"):
+    spot = read_spot(element, what)
+    if element is None or spot.kind in (None, "pci"):
         return spot
-    return _named(tuple([item for item in attributes_of(element) if item[0] != "type"]), what)
+    untyped = etree.Element("address", {name: value for name, value in attributes_of(element) if name != "type"})
+    return read_spot(untyped, what)
 
 
 def original_attributes(attributes: Attributes) -> Attributes:
     """Those of ``attributes`` that pcinuma's metadata keeps of an address, as they stand, whatever they say."""
     return tuple([item for item in attributes if item[0] in _ORIGINAL])
-
-
-def _named(attributes: Attributes, what: str) -> Spot:
-    try:
-        return _spot(attributes)
-    except DomainError as error:
-        raise DomainError(error.what, subject=f"{what}{error.subject or ''}") from None
 
 
 @lru_cache(maxsize=2048)

@@ -13,7 +13,7 @@ from lxml import etree
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of
-from pcinuma.domain.model import Controller, Domain, OccupantKind, Original
+from pcinuma.domain.model import Controller, Domain, Original
 from pcinuma.domain.read import Elements
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
 from pcinuma.placement.plan_model import Plan
@@ -63,19 +63,16 @@ def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[in
     ]
     returning = {entry.source for entry in back}
     removable = {index for index in placement.controllers if index in domain.controllers and index != 0}
-    first_of_slot = {o.address[:3]: int(o.name) for o in domain.occupants if o.kind is OccupantKind.CONTROLLER and not o.address.function}
+    controllers = [(c.index, c.address) for c in domain.controllers.values() if c.address is not None]
+    first_of_slot = {address[:3]: index for index, address in controllers if not address.function}
+    others = _others(domain, returning)
     blocked = True
     while blocked:  # a port that somebody sits on keeps what is above it, and a slot without function 0 would lose its others
         blocked = False
-        for occupant in domain.occupants:
-            goes = (occupant.kind is OccupantKind.PASSTHROUGH and occupant.name in returning) or (
-                occupant.kind is OccupantKind.CONTROLLER and int(occupant.name) in removable
-            )
-            if goes:
-                continue
-            needed = {occupant.address.bus}
-            if occupant.address.function and occupant.address[:3] in first_of_slot:
-                needed.add(first_of_slot[occupant.address[:3]])
+        for address in (*others, *(address for index, address in controllers if index not in removable)):
+            needed = {address.bus}
+            if address.function and address[:3] in first_of_slot:
+                needed.add(first_of_slot[address[:3]])
             if needed & removable:
                 removable -= needed
                 blocked = True
@@ -86,10 +83,15 @@ def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[in
     return tuple(sorted(removable))
 
 
+def _others(domain: Domain, returning: set[str]) -> list[PciAddress]:
+    """Where devices are that stay: everything but the controllers and what goes back."""
+    return [*domain.others, *(d.address for d in domain.devices if d.address is not None and d.source not in returning)]
+
+
 def _restore_addresses(domain: Domain, elements: Elements, back: list[Original], removable: set[int]) -> None:
     """Give devices back the addresses that they had, and none where somebody else came to have it: libvirt finds another."""
     returning = {entry.source for entry in back}
-    taken = {o.address for o in domain.occupants if not (o.kind is OccupantKind.PASSTHROUGH and o.name in returning)}
+    taken = {*_others(domain, returning), *(c.address for c in domain.controllers.values())}
     for entry in back:
         address = metadata.original_address(entry)
         there = address is not None and (address.bus == 0 or address.bus in domain.controllers) and address.bus not in removable
@@ -163,34 +165,37 @@ def _add_controllers(document: Document, devices: etree._Element, new: tuple[Con
     else:
         insert_after(last, slot)
     before = space_before(slot)
-    document.fill(slot, before.join([_controller_text(controller, before) for controller in new]))
+    deeper, deepest = (before + "  ", before + "    ") if before else ("", "")
+    document.fill(slot, before.join([_controller_text(controller, before, deeper, deepest) for controller in new]))
 
 
-def _controller_text(new: Controller, before: str) -> str:
-    """A controller as libvirt formats one; every value in it is a number or one of libvirt's own words."""
-    deeper = before + "  " if before else ""
-    content = f"{deeper}<model name='spapr-pci-host-bridge'/>" if new.model == "pci-root" else ""
+def _controller_text(new: Controller, before: str, deeper: str, deepest: str) -> str:
+    """A controller as libvirt formats one; every value in it is a number or one of libvirt's own words.
+
+    ``before``, ``deeper``, ``deepest``: the white space before it, its elements and theirs.
+    """
+    index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index = new
+    content = f"{deeper}<model name='spapr-pci-host-bridge'/>" if model == "pci-root" else ""
     attributes = ""
-    if new.target_index is not None:
-        attributes += f" index='{new.target_index}'"
-    if new.bus_nr is not None:
-        attributes += f" busNr='{new.bus_nr}'"
-    if new.chassis is not None:
-        attributes += f" chassis='{new.chassis}'"
-    if new.hotplug is not None:
-        attributes += " hotplug='on'" if new.hotplug else " hotplug='off'"
-    if new.node is not None:
-        inner = deeper + "  " if before else ""
-        content += f"{deeper}<target{attributes}>{inner}<node>{new.node}</node>{deeper}</target>"
+    if target_index is not None:
+        attributes += f" index='{target_index}'"
+    if bus_nr is not None:
+        attributes += f" busNr='{bus_nr}'"
+    if chassis is not None:
+        attributes += f" chassis='{chassis}'"
+    if hotplug is not None:
+        attributes += " hotplug='on'" if hotplug else " hotplug='off'"
+    if node is not None:
+        content += f"{deeper}<target{attributes}>{deepest}<node>{node}</node>{deeper}</target>"
     elif attributes:
         content += f"{deeper}<target{attributes}/>"
-    if new.address is not None:
-        _, bus, slot, function = new.address
-        several = " multifunction='on'" if new.multifunction else ""
+    if address is not None:
+        _, bus, slot, function = address
+        several = " multifunction='on'" if multifunction else ""
         content += (
             f"{deeper}<address type='pci' domain='0x0000' bus='{_TWO[bus]}' slot='{_TWO[slot]}' function='{_ONE[function]}'{several}/>"
         )
-    return f"<controller type='pci' index='{new.index}' model='{new.model}'>{content}{before}</controller>"
+    return f"<controller type='pci' index='{index}' model='{model}'>{content}{before}</controller>"
 
 
 def _spelled(address: PciAddress, multifunction: Optional[str]) -> tuple[tuple[str, str], ...]:

@@ -83,22 +83,6 @@ class Passthrough(NamedTuple):
     problem: Optional[str]
 
 
-class OccupantKind(enum.Enum):
-    """What sits at a guest address."""
-
-    CONTROLLER = "controller"  # a PCI controller
-    PASSTHROUGH = "passthrough"
-    OTHER = "other"
-
-
-class Occupant(NamedTuple):
-    """Something with a guest PCI address; ``name`` is a controller's index, a passthrough device's source, or an element's name."""
-
-    address: PciAddress
-    kind: OccupantKind
-    name: str
-
-
 class Original(NamedTuple):
     """A moved device's guest address before pcinuma moved it: the attributes as they stood, none where there was no address."""
 
@@ -119,9 +103,9 @@ class Domain:
     """A domain as placement sees it.
 
     ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
-    cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``unaddressed``: how many PCI devices that are no
-    passthrough libvirt will have to find an address for. ``root_iommu``: an IOMMU is for the main root only. ``firmware``: of
-    UEFI guests. ``problem``: the first value in the XML that means nothing.
+    cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``others``: where devices are that are neither
+    controllers nor passed through. ``unaddressed``: for how many of those libvirt will have to find an address. ``root_iommu``: an IOMMU
+    is for the main root only. ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing.
     """
 
     name: str
@@ -134,7 +118,7 @@ class Domain:
     pins: Mapping[int, frozenset[int]]
     controllers: Mapping[int, Controller]
     devices: tuple[Passthrough, ...]
-    occupants: tuple[Occupant, ...]
+    others: tuple[PciAddress, ...]
     unaddressed: int
     policy: Optional[Policy]
     group_by: Optional[GroupBy]
@@ -145,3 +129,8 @@ class Domain:
     firmware: Optional[Firmware]
     problem: Optional[str]
     warnings: tuple[str, ...]
+
+    def addresses(self) -> list[PciAddress]:
+        """Every guest address that something has."""
+        controllers = [controller.address for controller in self.controllers.values() if controller.address is not None]
+        return [*controllers, *(device.address for device in self.devices if device.address is not None), *self.others]

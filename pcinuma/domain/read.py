@@ -22,8 +22,6 @@ from pcinuma.domain.model import (
     Domain,
     Given,
     MachineKind,
-    Occupant,
-    OccupantKind,
     Passthrough,
 )
 from pcinuma.domain.passthrough import Named, read_passthrough
@@ -91,7 +89,6 @@ class _Reader:
         self.recorded: frozenset[str] = frozenset()
         self.problem: Optional[str] = None
         self.warnings: list[str] = []
-        self.occupants: list[Occupant] = []
         self.controllers: dict[int, Controller] = {}
         self.controller_elements: dict[int, etree._Element] = {}
         self.devices: list[Passthrough] = []
@@ -130,7 +127,7 @@ class _Reader:
             pins=self._pins(cells),
             controllers=self.controllers,
             devices=tuple(self.devices),
-            occupants=tuple(self.occupants),
+            others=tuple(self.others),
             unaddressed=self.unaddressed,
             policy=own.policy,
             group_by=own.group_by,
@@ -192,7 +189,6 @@ class _Reader:
                     continue
                 spot = read_spot(parts.get("address"), f"<{tag}>")
                 if spot.address is not None and spot.kind == "pci":
-                    self.occupants.append(Occupant(spot.address, OccupantKind.OTHER, tag))
                     self.others[spot.address] = element
                 elif spot.kind in (None, "pci") and wants_slot(element):
                     self.unaddressed += 1
@@ -226,8 +222,6 @@ class _Reader:
         model = element.get("model", "")
         self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
         self.controller_elements[index] = element
-        if address is not None:
-            self.occupants.append(Occupant(address, OccupantKind.CONTROLLER, str(index)))
 
     def _passthrough(self, element: etree._Element, address_element: Optional[etree._Element], named: Named) -> None:
         source, form, host, name, given, problem = named
@@ -250,8 +244,6 @@ class _Reader:
             self.device_elements[source] = element
             if address_element is not None:
                 self.address_elements[source] = address_element
-        if address is not None:
-            self.occupants.append(Occupant(address, OccupantKind.PASSTHROUGH, source))
 
     def _backed(self, element: etree._Element, parts: Parts) -> Optional[Named]:
         """An emulated device that follows what is behind it. Several without a name yet (libvirt gives the MAC address) are left alone."""

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, MachineKind, OccupantKind, Original, Placement
+from pcinuma.domain.model import Domain, MachineKind, Original, Placement
 from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.grouping import Shape, Switch, branching, shapes
 from pcinuma.placement.layout import Layout
@@ -112,7 +112,7 @@ class Attempt:
         moving = {device.address for unit in admitted for device in unit.devices if device.address is not None}
         slots = {slot_of(address) for address in moving}
         staying: dict[tuple[int, int], int] = {}  # the lowest function that stays in each of the slots
-        for address, _, _ in self.domain.occupants:
+        for address in self.domain.addresses():
             if address not in moving and address[1:3] in slots:
                 staying[address[1:3]] = min(staying.get(address[1:3], 7), address.function)
         for unit in list(admitted) if any(staying.values()) else ():
@@ -150,15 +150,13 @@ class Attempt:
     def _move_strangers(self) -> None:
         if not self.standing.ours:
             return
-        for occupant in sorted(self.domain.occupants, key=lambda occupant: occupant.address):
-            if occupant.kind is not OccupantKind.OTHER or occupant.address in self.wish.ran_with:
+        for stranger in sorted(self.domain.others):
+            if stranger in self.wish.ran_with or self.layout.expander_of(stranger.bus) not in self.standing.ours:
                 continue
-            if self.layout.expander_of(occupant.address.bus) not in self.standing.ours:
-                continue
-            self.layout.release(occupant.address)
+            self.layout.release(stranger)
             address = self._free_main_seat()
             self.layout.take(address)
-            self.strangers.append((occupant.address, address))
+            self.strangers.append((stranger, address))
 
     def _back_to_main(self, unit: Unit) -> None:
         """Off our ports: to the address that each device once had, where that is still free, else to a free port of the main root."""

@@ -9,7 +9,6 @@ That order is why new ports are appended behind the last one: only then no bus t
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import Iterable, Optional
 
 from pcinuma.address import PciAddress
@@ -39,6 +38,7 @@ class Layout:
         self._home: dict[int, Optional[int]] = {0: None}
         self._below: dict[int, int] = {}
         self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
+        self.taken: dict[int, set[int]] = {}
         self.added: list[int] = []
         self.gained: set[int] = set()
         self._freed = sorted(freed)
@@ -56,22 +56,27 @@ class Layout:
                 self._expanders.append(index)
             if index > 0 and not (phbs and self._is_phb(controller)):
                 self.children.setdefault(address.bus if address else 0, []).append(index)
+            if address is not None:
+                self.take(address)
         self._numbered = bool(self.numbers_of_expanders())
-        taken: dict[int, set[int]] = defaultdict(set)
-        for (_, bus, slot, function), _, _ in domain.occupants:
-            taken[bus].add(slot << 3 | function)
-        self.taken: dict[int, set[int]] = dict(taken)
+        for device in domain.devices:
+            if device.address is not None:
+                self.take(device.address)
+        for address in domain.others:
+            self.take(address)
 
     # What is there.
 
     def expander_of(self, bus: int) -> Optional[int]:
         """The expander (or extra PHB) that the bus of controller ``bus`` lies below or is; None for the main hierarchy."""
         if bus not in self._home:
-            self._home[bus] = None  # a controller that sits on itself, however it came about, is in the main hierarchy
             controller = self.controllers.get(bus)
-            if controller is not None and self.is_expander(controller):
+            if controller is None:
+                return None
+            self._home[bus] = None  # a controller that sits on itself, however it came about, is in the main hierarchy
+            if self.is_expander(controller):
                 self._home[bus] = bus
-            elif controller is not None and controller.index and controller.address is not None:
+            elif controller.index and controller.address is not None:
                 self._home[bus] = self.expander_of(controller.address.bus)
         return self._home[bus]
 
@@ -153,7 +158,8 @@ class Layout:
         model = "pcie-switch-downstream-port" if self.controllers[parent].model == "pcie-switch-upstream-port" else "pcie-root-port"
         self._require_room(parent)
         devfn = self._next_devfn(parent, model, dense) if self.taken.get(parent) else 0
-        return self._add(Controller(self._next_index(parent), model, PciAddress(0, parent, devfn >> 3, devfn & 7), hotplug=hotplug))
+        address = PciAddress(0, parent, devfn >> 3, devfn & 7)
+        return self._add(Controller(self._next_index(parent), model, address, None, None, None, hotplug))
 
     def add_upstream(self, port: int) -> int:
         """An upstream port of a switch, plugged into a root port or downstream port."""
@@ -269,8 +275,8 @@ class Layout:
         self.controllers[index] = new
         if node is not None:
             self._expanders.append(index)
-        self._home.pop(index, None)
-        self._below.clear()
+        if self._below:
+            self._below.clear()
         if address is not None:
             _, bus, slot, function = address
             self.children.setdefault(bus, []).append(index)

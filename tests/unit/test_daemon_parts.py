@@ -271,7 +271,7 @@ def test_a_plugged_device_gets_a_spare_port_of_its_own_cell(host: Path, bus: int
     assert port.hotplug is not False
     assert port.address is not None
     assert with_device.controllers[port.address.bus].node == cell
-    assert [occupant.address for occupant in with_device.occupants].count(address) == 1
+    assert with_device.addresses().count(address) == 1
 
 
 def test_without_a_spare_port_the_device_goes_as_it_came(host: Path) -> None:
