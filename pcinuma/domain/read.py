@@ -162,20 +162,21 @@ class _Reader:
         self.problem = self.problem or error.sentence()
 
     def _devices(self, devices: etree._Element, machine: MachineKind, pools: frozenset[str]) -> None:
-        unnumbered: list[etree._Element] = []
+        unnumbered: list[tuple[etree._Element, str]] = []
         others: list[etree._Element] = []
         for element in devices:
             tag = element.tag
             if not isinstance(tag, str):
                 continue
             try:
-                if tag == "controller" and element.get("type") == "pci":
-                    index = element.get("index")
-                    if index is None:
-                        unnumbered.append(element)
-                    else:
-                        self._controller(element, number(index, "PCI controller: index"))
-                    continue
+                if tag == "controller":
+                    says = dict(attributes_of(element))
+                    if says.get("type") == "pci":
+                        if "index" in says:
+                            self._controller(element, number(says["index"], "PCI controller: index"), says.get("model", ""))
+                        else:
+                            unnumbered.append((element, says.get("model", "")))
+                        continue
                 if tag != "hostdev":
                     others.append(element)
                     if tag == "iommu":
@@ -195,17 +196,17 @@ class _Reader:
             except DomainError as error:
                 self._trouble(error)
         free = 1
-        for element in unnumbered:  # libvirt gives each the lowest index that is left (virDomainControllerFindUnusedIndex)
+        for element, model in unnumbered:  # libvirt gives each the lowest index that is left (virDomainControllerFindUnusedIndex)
             while free in self.controllers:
                 free += 1
             try:
-                self._controller(element, 0 if element.get("model") in ("pcie-root", "pci-root") else free)
+                self._controller(element, 0 if model in ("pcie-root", "pci-root") else free, model)
             except DomainError as error:
                 self._trouble(error)
         if machine is not MachineKind.NONE:
             self.unaddressed += implied_devices(others)
 
-    def _controller(self, element: etree._Element, index: int) -> None:
+    def _controller(self, element: etree._Element, index: int, model: str) -> None:
         if index in self.controllers:
             raise DomainError("appears twice", subject=f"PCI controller {index}")
         parts = parts_of(element)
@@ -219,7 +220,6 @@ class _Reader:
         address = spot.address if spot.kind == "pci" else None
         bus_nr, chassis, target_index, hotplug = numbers
         multifunction = address is not None and spot.multifunction
-        model = element.get("model", "")
         self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
         self.controller_elements[index] = element
 

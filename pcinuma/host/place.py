@@ -87,7 +87,10 @@ class HostReader:
         if known is None:
             name = str(address)
             link = self.sysfs.link(f"{DEVICES}/{name}")
-            node, node_from = self._node(name, link)
+            node_from: Optional[str] = "numa_node"
+            node = self._plain_node(link)
+            if node is None:
+                node, node_from = self._node(name)
             if switches:
                 route = self._route(name, link)
                 root_complex, chain = route.root_complex, route.switches
@@ -184,21 +187,24 @@ class HostReader:
             return self._route(name, link).root_complex
         return self._way(f"{above}/devices/pci{way.partition('/')[0]}").root_complex or self._route(name, link).root_complex
 
-    def _node(self, name: str, link: Optional[str]) -> tuple[Optional[int], Optional[str]]:
-        node, node_from = self._own_node(name, link)
+    def _plain_node(self, link: Optional[str]) -> Optional[int]:
+        """The node of a device about which there is nothing odd: its file, found sooner by its real path, names an online node."""
+        if link is None or not link.startswith(_TO_SYS):
+            return None
+        node = self.sysfs.read_plain_int(f"/sys/{link[len(_TO_SYS):]}/numa_node")
+        return node if node is not None and node >= 0 and node in self.nodes.online() else None
+
+    def _node(self, name: str) -> tuple[Optional[int], Optional[str]]:
+        node, node_from = self._own_node(name)
         if node is None:
             physical = self.sysfs.link(f"{DEVICES}/{name}/physfn")
             if physical is not None:
-                node, node_from = self._own_node(physical.rsplit("/", 1)[-1], None)
+                node, node_from = self._own_node(physical.rsplit("/", 1)[-1])
                 node_from = None if node is None else "pf"
         return node, node_from
 
-    def _own_node(self, name: str, link: Optional[str]) -> tuple[Optional[int], Optional[str]]:
-        node: Optional[int] = None
-        if link is not None and link.startswith(_TO_SYS):  # by its real path the file is found sooner; whatever is odd goes the usual way
-            node = self.sysfs.read_plain_int(f"/sys/{link[len(_TO_SYS):]}/numa_node")
-        if node is None:
-            node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
+    def _own_node(self, name: str) -> tuple[Optional[int], Optional[str]]:
+        node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
         if node is not None and node >= 0:
             return (node, "numa_node") if node in self.nodes.online() else (None, None)
         if node is None:
