@@ -99,7 +99,11 @@ def hook_figures(base: Path, host: Path, rounds: int) -> list[Figure]:
 
 
 def place_figures(host: Path, rounds: int) -> list[Figure]:
-    """The engine, from XML bytes to XML bytes, with live reads of the host's files."""
+    """The engine, from XML bytes to XML bytes, with live reads of the host's files.
+
+    The limit is for a machine on which KubeVirt's planner, in Go, takes 0.57 ms from XML to XML for these devices in a domain with nothing
+    else in it.
+    """
     xml = sixteen_devices().formatted()
     inputs: dict[str, tuple[bytes, Request]] = {}
     for grouping in GroupBy:
