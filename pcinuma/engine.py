@@ -10,7 +10,7 @@ the request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Mapping, Optional
 
@@ -155,7 +155,7 @@ class _Job:
         except NoRoom as error:
             return self._no_room(before, error)
         if plan.doubt is not None:
-            before = self.domain = replace(self.domain, warnings=(*self.domain.warnings, self._doubtful(plan.doubt)))
+            before = self.domain = self.domain._replace(warnings=(*self.domain.warnings, self._doubtful(plan.doubt)))
         if before.placement is None and not plan.seats:
             return self._as_it_is(Outcome.UNCHANGED, Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence, plan)
         if self.policy is Policy.REQUIRED:

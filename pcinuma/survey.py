@@ -7,9 +7,8 @@ device that cannot be read makes the whole domain fall back (``trouble``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import BACKED, Domain, Form, Given, Passthrough
@@ -25,8 +24,7 @@ from pcinuma.settings import Unaligned
 _WITH_BARS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV, Form.NETWORK_POOL)
 
 
-@dataclass(frozen=True)
-class Survey:
+class Survey(NamedTuple):
     """What is known of a domain's devices, each by its source.
 
     ``hosts``: the PCI address whose place counts (the parent's for mdev and vDPA). ``nodes``: host node. ``cells``: the mapped guest cell.

@@ -6,7 +6,6 @@ Addresses here are guest addresses: ``bus`` is the index of a PCI controller (li
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
@@ -98,8 +97,7 @@ class Placement(NamedTuple):
     devices: tuple[Original, ...]
 
 
-@dataclass(frozen=True)
-class Domain:
+class Domain(NamedTuple):
     """A domain as placement sees it.
 
     ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:

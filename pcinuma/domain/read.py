@@ -99,7 +99,7 @@ class _Reader:
         self.root_iommu = False
 
     def read(self) -> tuple[Domain, Elements]:
-        own = metadata.Metadata(None, None, frozenset(), None)
+        own = metadata.NOTHING
         try:
             own = metadata.read(self.top.get("metadata"))
         except DomainError as error:
@@ -137,14 +137,15 @@ class _Reader:
             root_iommu=self.root_iommu,
             firmware=read_firmware(self.root, self.top.get("os"), self.system),
             problem=self.problem,
-            warnings=tuple(self.warnings),
+            warnings=(*self.warnings, *self._kept_in_vain(own.keep)),
         )
-        known = {device.source for device in self.devices}
-        unknown = sorted(own.keep - known)
-        warnings = (*domain.warnings, *(f"<keep device='{name}'/> names no device of this domain" for name in unknown))
-        if unknown:
-            domain = Domain(**{**domain.__dict__, "warnings": warnings})
         return domain, Elements(self.device_elements, self.address_elements, self.controller_elements, self.others)
+
+    def _kept_in_vain(self, keep: frozenset[str]) -> list[str]:
+        if not keep:
+            return []
+        unknown = keep.difference([device.source for device in self.devices])
+        return [f"<keep device='{name}'/> names no device of this domain" for name in sorted(unknown)]
 
     def _text(self, tag: str) -> str:
         element = self.top.get(tag)

@@ -107,7 +107,7 @@ class Attempt:
             if unit.reason is not None:
                 self._remark(unit, unit.reason)
         taken = self.layout.taken
-        if all(unit.address is None or len(taken[unit.address.bus]) == len(unit.devices) for unit in admitted):
+        if not [unit for unit in admitted if (at := unit.devices[0].address) is not None and len(taken[at.bus]) != len(unit.devices)]:
             return admitted  # each alone on its bus
         moving = {device.address for unit in admitted for device in unit.devices if device.address is not None}
         slots = {slot_of(address) for address in moving}

@@ -53,7 +53,7 @@ def make_plan(
                 why = why or error
                 continue
             coarser = why is not None and grouping is not wish.group_by and domain.placement is None
-            return replace(found, stepped_down=f"group-by {wish.group_by.value} does not fit ({why})") if coarser else found
+            return found._replace(stepped_down=f"group-by {wish.group_by.value} does not fit ({why})") if coarser else found
     assert why is not None
     if domain.placement is None:
         raise why
@@ -87,5 +87,5 @@ def _attempt(
     if misfit is None:
         return found
     if (standing or not (found.add or found.moves)) and not wish.aperture.is_certain(roots):
-        return replace(found, doubt=misfit)
+        return found._replace(doubt=misfit)
     raise NoAperture(misfit)

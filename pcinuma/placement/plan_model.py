@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
 from pcinuma.address import PciAddress
@@ -38,8 +37,7 @@ class Move(NamedTuple):
     multifunction: Optional[str]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """All that is to be done to a domain.
 
     ``strangers``: (from, to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``,

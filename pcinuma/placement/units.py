@@ -72,28 +72,27 @@ def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str
     for device in domain.devices:
         if device.given is not Given.PCI:
             continue
-        if device.source in sharing and device.address is not None and device.host is not None:
+        source = device.source
+        if source in sharing and device.address is not None and device.host is not None:
             together.setdefault((*slot_of(device.address), device.host[:3]), []).append(device)
-        else:
-            units.append(_unit([device], verdicts, hosts))
+            continue
+        target, reason = verdicts[source]
+        units.append(Unit((device,), target, reason if target is None else target.note, _order(source, hosts)))
     for members in together.values():
         members.sort(key=lambda d: (d.address.function if d.address else 0, d.source))
-        units.append(_unit(members, verdicts, hosts))
+        target, reason = _verdict(members, verdicts)
+        units.append(Unit(tuple(members), target, reason, _order(members[0].source, hosts)))
     units.sort(key=attrgetter("order"))
     return units
 
 
-def _unit(members: list[Passthrough], verdicts: Mapping[str, Verdict], hosts: Mapping[str, PciAddress]) -> Unit:
-    first = members[0].source
-    host = hosts.get(first)
-    target, reason = _verdict(members, verdicts)
-    return Unit(tuple(members), target, reason, (host is None, host or (), first))
+def _order(source: str, hosts: Mapping[str, PciAddress]) -> tuple[object, ...]:
+    host = hosts.get(source)
+    return host is None, host or (), source
 
 
 def _verdict(members: list[Passthrough], verdicts: Mapping[str, Verdict]) -> tuple[Optional[Target], Optional[Reason]]:
-    if len(members) == 1:
-        only = verdicts[members[0].source]
-        return only.target, only.reason if only.target is None else only.target.note
+    """What counts for functions that move together."""
     found = [verdicts[member.source] for member in members]
     targets = [verdict.target for verdict in found if verdict.target is not None]
     if any(verdict.reason is Reason.KEPT for verdict in found):
