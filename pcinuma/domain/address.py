@@ -63,7 +63,7 @@ def read_spot(element: Optional[etree._Element], what: str) -> Spot:
     if element is None:
         return NOWHERE
     try:
-        return _spot(tuple(element.items()))  # attributes_of, whose call would cost as much again
+        return _spot(attributes_of(element))
     except DomainError as error:
         raise DomainError(error.what, subject=f"{what}{error.subject or ''}") from None
 

@@ -10,7 +10,7 @@ from typing import NamedTuple, Optional
 from lxml import etree
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.address import NOWHERE, read_host_address
+from pcinuma.domain.address import read_host_address
 from pcinuma.domain.model import Form, Given
 from pcinuma.domain.xml import Parts, child
 from pcinuma.errors import DomainError
@@ -67,7 +67,7 @@ def _at_host_address(tag: str, parts: Parts, form: Form) -> Named:
     if address is None or address.tag != "address":
         address = None if source is None else child(source, "address")
     try:
-        host = NOWHERE if address is None else read_host_address(address, "host address")
+        host = read_host_address(address, "host address")
     except DomainError:
         assert address is not None
         raw = "{}:{}:{}.{}".format(*(address.get(name, "0") for name in ("domain", "bus", "slot", "function")))

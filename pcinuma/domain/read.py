@@ -17,13 +17,7 @@ from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.address import Attributes, attributes_of, number, read_spot
 from pcinuma.domain.aperture import read_firmware
-from pcinuma.domain.model import (
-    Controller,
-    Domain,
-    Given,
-    MachineKind,
-    Passthrough,
-)
+from pcinuma.domain.model import Controller, Domain, Given, MachineKind, Passthrough
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.slots import implied_devices, wants_slot
 from pcinuma.domain.xml import Document, Parts, child, parts_of
@@ -35,8 +29,8 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _OWN_PCI = re.compile(r"\bvfio-pci|\bpxb\b|\bpxb-|\bbus=[\"']?(pci|pcie)\b|\"bus\"\s*:\s*\"pci|\bpcie-root-port\b")
 _PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
 _SWITCHED: Mapping[Optional[str], bool] = {"on": True, "off": False}
-Numbers = tuple[Optional[int], Optional[int], Optional[int], Optional[bool]]
-_NO_NUMBERS: Numbers = (None, None, None, None)
+_Target = tuple[Optional[int], Optional[int], Optional[int], Optional[bool]]
+_NO_TARGET: _Target = (None, None, None, None)
 _MAY_PASS_THROUGH = ("hostdev", "interface", "disk")
 _MACHINES_OF_VIRT = ("aarch64", "arm", "armv7l", "armv6l")
 
@@ -213,7 +207,7 @@ class _Reader:
         parts = parts_of(element)
         node: Optional[int] = None
         target = parts.get("target")
-        numbers = _NO_NUMBERS if target is None else _named_numbers(attributes_of(target), index)
+        numbers = _NO_TARGET if target is None else _read_target(attributes_of(target), index)
         if target is not None and len(target):
             node_text = target.findtext("node")
             node = None if node_text is None else number(node_text.strip(), f"PCI controller {index}: node")
@@ -324,15 +318,15 @@ class _Reader:
         return None
 
 
-def _named_numbers(target: Attributes, controller: int) -> Numbers:
+def _read_target(target: Attributes, controller: int) -> _Target:
     try:
-        return _numbers(target)
+        return _target(target)
     except DomainError as error:
         raise DomainError(error.what, subject=f"PCI controller {controller}: {error.subject}") from None
 
 
 @lru_cache(maxsize=1024)
-def _numbers(target: Attributes) -> Numbers:
+def _target(target: Attributes) -> _Target:
     """What the attributes of a controller's ``<target>`` say: busNr, chassis, index, hotplug."""
     values = dict(target)
     bus_nr, chassis, index = (number(values[name], name) if name in values else None for name in ("busNr", "chassis", "index"))

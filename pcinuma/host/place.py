@@ -30,7 +30,7 @@ _ADDRESS_BITS = re.compile(rb"^address sizes\s*:\s*(\d+) bits physical", re.MULT
 _TO_SYS = "../../../"  # from DEVICES
 _IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
-UPSTREAM_PORT, ROOT_PORT = 5, 4
+UPSTREAM_PORT = 5
 
 
 class Route(NamedTuple):

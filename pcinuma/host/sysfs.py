@@ -1,6 +1,6 @@
 """Reads of single small files below a root directory, with every outcome told apart.
 
-A sysfs attribute is at most a page; one ``open``/``read``/``close`` costs some 10 µs, and that is what a request pays per device.
+A sysfs attribute is at most a page; one ``open``/``read``/``close`` costs some 5 µs, and that is what a request pays per device.
 A file that is not there is None (that is an answer); one that cannot be read, or is no text, is a
 :class:`~pcinuma.errors.HostError` that names it.
 """
