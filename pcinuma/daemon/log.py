@@ -1,7 +1,8 @@
 """structlog, set up once: priorities for the journal, colours on a terminal, plain lines with a time elsewhere.
 
-One event per decision; what it is about is in the fields. Threads may log too. Only what structlog 20.1 (Debian 11) has is used: its
-later filtering logger is two processors here.
+One event per decision; what it is about is in the fields. Threads may log too. What foreigners wrote passes through
+:mod:`pcinuma.printable` before it is laid out, whichever the layout, so that no name forges a line or moves a cursor. Only what
+structlog 20.1 (Debian 11) has is used: its later filtering logger is two processors here.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any, Mapping, MutableMapping, TextIO
 
 import structlog
 
+from pcinuma.printable import printable, printable_lines
+
 log: structlog.types.FilteringBoundLogger = structlog.get_logger("pcinumad")
 
 _PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
@@ -20,7 +23,7 @@ _PRIORITIES: Mapping[str, int] = {"debug": 7, "info": 6, "warning": 4, "error": 
 
 def configure(stream: TextIO = sys.stderr, *, debug: bool = False) -> None:
     """Log to ``stream`` from now on."""
-    processors: list[Any] = [*([] if debug else [_no_debug]), _level, structlog.processors.format_exc_info]
+    processors: list[Any] = [*([] if debug else [_no_debug]), _level, structlog.processors.format_exc_info, _printable]
     if is_journal(stream):
         processors.append(_journal_line)
     elif stream.isatty():
@@ -59,9 +62,28 @@ def _level(_logger: Any, method: str, event: MutableMapping[str, Any]) -> Mutabl
     return event
 
 
+def _printable(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Everything that is said, however deep it lies; what is neither text nor a container says itself."""
+    exception = event.pop("exception", None)
+    said: MutableMapping[str, Any] = {name: _seen(value) for name, value in event.items()}
+    if exception is not None:
+        said["exception"] = printable_lines(f"  {exception}".replace("\n", "\n  "))  # no line of it looks like one of the log's
+    return said
+
+
+def _seen(value: object) -> object:
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if isinstance(value, Mapping):
+        return {_seen(name): _seen(inner) for name, inner in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_seen(inner) for inner in value]
+    return printable(str(value))
+
+
 def _journal_line(_logger: Any, _method: str, event: MutableMapping[str, Any]) -> str:
     priority = _PRIORITIES[event.pop("level")]
-    lines = _words(event).splitlines()
+    lines = _words(event).split("\n")
     return "\n".join(f"<{priority}>{line}" for line in lines)
 
 

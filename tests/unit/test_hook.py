@@ -53,10 +53,10 @@ def daemon(tmp_path: Path, host: Path) -> Iterator[DaemonProcess]:
 
 
 def run(
-    at: Path, xml: bytes, operation: str = "prepare", suboperation: str = "begin", hook: Path = HOOK
+    at: Path, xml: bytes, operation: str = "prepare", suboperation: str = "begin", hook: Path = HOOK, name: str = "guest"
 ) -> subprocess.CompletedProcess[bytes]:
     """Run the hook with the daemon's socket ``at``."""
-    argv = [str(hook), "guest", operation, suboperation, "-"]
+    argv = [str(hook), name, operation, suboperation, "-"]
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C", "PCINUMA_SOCKET": str(at)}
     return subprocess.run(argv, input=xml, env=env, capture_output=True, timeout=60, check=False)
 
@@ -111,6 +111,18 @@ def test_a_domain_that_is_left_alone_starts_as_it_is(tmp_path: Path, host: Path)
     with DaemonProcess(tmp_path, host) as daemon:
         assert silent(run(daemon.socket, UNPLACED))
         assert silent(run(daemon.socket, UNPLACED.replace(b"17", b"99")))
+
+
+@pytest.mark.parametrize("character", ["\x1b[2J", "\r", "\n", "\x85", "\x9b", "\x7f", "\u202e", "\u2028", "\u061c", "\u200f"], ids=ascii)
+def test_a_refusal_is_one_line_whatever_the_domain_is_called(daemon: DaemonProcess, character: str) -> None:
+    reference = f"&#{ord(character[0])};{character[1:]}" if character[0] in "\r\n" else character
+    named = STRICT.replace(b"<name>guest<", f"<name>gu{reference}est<".encode())
+    if character[0] == "\x1b":
+        named = STRICT  # no character of XML; an argument of the hook may have it
+    shown = run(daemon.socket, named, name=f"gu{character}est")
+    assert (shown.returncode, shown.stdout) == (1, b"")
+    said = shown.stderr.decode()
+    assert said.startswith("pcinuma: domain gu") and said.endswith("\n") and said[:-1].isprintable()
 
 
 def test_disable_wins_over_required(tmp_path: Path, host: Path) -> None:
