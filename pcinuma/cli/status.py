@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any, Mapping
 
+from pcinuma.cli.describe import count
 from pcinuma.cli.screen import Screen
 from pcinuma.cli.words import sentence
 from pcinuma.daemon import client
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"libvirt {libvirt['version']} at {libvirt['uri']}, connected since {_when(libvirt['since'])}")
     else:
         print(f"libvirt at {libvirt['uri']}: {screen.paint('not connected', 'red')}: {libvirt['message']}")
+    if status["pending"]:
+        print(f"busy: {count(status['pending'], 'look')} at domains to come, so what is below may be outdated in a moment")
     print()
     rows = [_row(domain, screen) for domain in status["domains"]]
     header = ("DOMAIN", "STATE", "POLICY", "ENABLED", "PLACED", "OUTCOME", "BY", "WHEN", "WHY")

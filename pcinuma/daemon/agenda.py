@@ -39,6 +39,11 @@ class Agenda:
         """Nothing is wanted or under way."""
         return not self._busy and not self._wanted
 
+    @property
+    def size(self) -> int:
+        """How many domains are wanted or under way."""
+        return len(self._busy | self._wanted)
+
     def want(self, uuid: str, priority: int) -> None:
         """Give the domain out as soon as possible."""
         if uuid in self._wanted and priority != NOW:

@@ -68,7 +68,8 @@ method Disable(domain: string, revert: ?bool) -> (changed: bool)
 # Fills in the guest address of a host device that is about to be plugged into a running domain.
 method AttachAddress(domain_uuid: string, device_xml: string) -> (device_xml: string, changed: bool, message: ?string)
 
-method Status() -> (version: string, libvirt: Libvirt, started: string, domains: []Domain)
+# pending: looks at domains that are due or under way; 0 once the daemon has dealt with every change so far.
+method Status() -> (version: string, libvirt: Libvirt, started: string, pending: int, domains: []Domain)
 
 # A failed call: what failed and, where there is something, what to do about it.
 error Error (message: string, hint: ?string)

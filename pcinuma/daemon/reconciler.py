@@ -92,6 +92,7 @@ class Reconciler:
         self._host_changed: Optional[asyncio.TimerHandle] = None
         self._resurrections = Resurrections()
         self._files = DefinitionFiles(self._definition_written)
+        self._written = 0  # definitions that libvirt wrote and may yet send an event for
         self._sweep: set[str] = set()  # what is still to be looked at of the last sweep
         self._sweep_size, self._sweep_began = 0, 0.0
 
@@ -174,9 +175,11 @@ class Reconciler:
     def _definition_written(self, name: Optional[str]) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
         began = time.monotonic()
+        self._written += 1
         asyncio.get_running_loop().call_later(EVENT_TAKES, self._look_without_event, name, began)
 
     def _look_without_event(self, name: Optional[str], written: float) -> None:
+        self._written -= 1
         for uuid, known in self.known.items():
             if name in (None, known.domain.name()) and known.defined < written:
                 self.check(uuid)
@@ -216,6 +219,12 @@ class Reconciler:
     def _may_look(self, uuid: str) -> bool:
         known = self.known.get(uuid)
         return known is None or known.starting is None
+
+    @property
+    def pending(self) -> int:
+        """How many looks are due or under way. A change that libvirt has made counts from the moment in which its call returns, since its
+        file is written by then. The look that comes later for safety's sake (:meth:`check_later`) does not count."""
+        return self._agenda.size + len(self._checks) + self._written + (self._host_changed is not None)
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""

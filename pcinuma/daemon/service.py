@@ -250,6 +250,7 @@ class Service:
                 "message": link.message,
             },
             "started": self._started,
+            "pending": reconciler.pending,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }
 

@@ -125,6 +125,16 @@ class RunningDaemon:
                 raise DaemonError(f"no answer: {error}") from error
             return decode(answer)
 
+    def settle(self, timeout: float = 30.0) -> dict[str, Any]:
+        """Wait until it has dealt with every change so far; what Status says then."""
+
+        def settled() -> bool:
+            status = self.call("Status")
+            return bool(status["libvirt"]["connected"]) and status["pending"] == 0
+
+        until(settled, "pcinumad to have nothing to look at", timeout, 0.002)
+        return self.call("Status")  # the last look may have ended within that very answer
+
     def decided(self, domain: str, by: str) -> list[str]:
         """The log's lines about decisions on a domain that ``by`` made, in order. The hook's are not the last ones where a start
         fails: the reconciler looks at a domain that stopped."""

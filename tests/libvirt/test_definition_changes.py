@@ -56,6 +56,18 @@ def test_a_device_that_is_attached_to_the_definition_is_placed(host: PrivateLibv
     await_cells(domain, {GPU_1: 1})
 
 
+def test_nothing_is_pending_only_once_every_change_has_been_dealt_with(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
+    """With an event (a define) and without one (an attach): who waits for 0 sees the placed definition, and need not look twice."""
+    connection = host.connect()
+    for number in range(10):
+        domain = connection.defineXML(guest(f"counted-{number}", (GPU_0,)))
+        daemon.settle()
+        assert cells(domain.XMLDesc(INACTIVE)) == {GPU_0: 0}
+        domain.attachDeviceFlags(hostdev(GPU_1), CONFIG)
+        daemon.settle()
+        assert cells(domain.XMLDesc(INACTIVE)) == {GPU_0: 0, GPU_1: 1}
+
+
 def test_vcpus_that_are_pinned_elsewhere_move_the_devices(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
     domain = host.connect().defineXML(guest("moves", (GPU_0, GPU_1)))
     await_cells(domain, {GPU_0: 0, GPU_1: 1})

@@ -16,6 +16,7 @@ def test_an_event_comes_before_a_sweep_and_nobody_is_given_out_twice() -> None:
         agenda.want("b", NOW)
         assert [await agenda.next(), await agenda.next()] == ["b", "a"]
         agenda.want("b", NOW)  # while it is being looked at
+        assert agenda.size == 2
         waiting = asyncio.ensure_future(agenda.next())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -23,7 +24,7 @@ def test_an_event_comes_before_a_sweep_and_nobody_is_given_out_twice() -> None:
         assert await waiting == "b"
         agenda.done("a")
         agenda.done("b")
-        assert agenda.idle
+        assert agenda.idle and agenda.size == 0
 
     asyncio.run(walk())
 
