@@ -3,6 +3,9 @@
 Every command is a module of this package, listed in :data:`COMMANDS`, and exports ``NAME``, ``HELP`` (one line), ``EPILOG``
 (examples), ``add_arguments(parser)`` and ``run(args) -> exit code``. A module is imported only when its command is asked for or listed,
 and imports libvirt only inside functions: ``pcinuma place`` must stay cheap. Errors leave through one place, :func:`main`.
+
+Names, titles, paths and messages that others wrote go through :func:`pcinuma.printable.printable` where they become text for a person; JSON
+has them as they are, with its own escapes.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from typing import Any, NoReturn, Optional
 
 from pcinuma import __version__
 from pcinuma.errors import EXIT_NEGATIVE, EXIT_UNUSABLE, PcinumaError
+from pcinuma.printable import printable
 
 COMMANDS = (
     "status",
@@ -58,7 +62,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         sys.stdout.flush()
         return code
     except PcinumaError as error:
-        print(f"pcinuma: {error}", file=sys.stderr)
+        print(f"pcinuma: {printable(str(error))}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return _INTERRUPTED
@@ -68,7 +72,7 @@ def main(argv: Optional[list[str]] = None) -> int:
         return EXIT_NEGATIVE
     except OSError as error:
         # A file that nobody thought could be refused (a full disk, a configuration that only root may read): a line, no traceback.
-        print(f"pcinuma: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(printable(f"pcinuma: {error.filename or 'input or output'}: {error.strerror or error}"), file=sys.stderr)
         return EXIT_NEGATIVE
 
 
@@ -86,7 +90,7 @@ class _Parser(argparse.ArgumentParser):
     """A parser whose complaint is one line; argparse's own repeats the whole usage before it."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(EXIT_UNUSABLE, f"{self.prog}: {message}; see '{self.prog} --help'\n")
+        self.exit(EXIT_UNUSABLE, printable(f"{self.prog}: {message}; see '{self.prog} --help'") + "\n")
 
 
 def _parser(only: Optional[str]) -> argparse.ArgumentParser:

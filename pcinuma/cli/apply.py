@@ -6,10 +6,11 @@ import argparse
 
 from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
-from pcinuma.cli.plan import REPLAN_HELP, as_json, verdict
+from pcinuma.cli.plan import REPLAN_HELP, as_json, left_alone, verdict
 from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import placed_of, why
+from pcinuma.cli.words import fell_back, is_fallback, placed_of, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
+from pcinuma.printable import printable
 
 NAME = "apply"
 HELP = "place the devices in a domain's definition, for its next start"
@@ -40,18 +41,23 @@ def run(args: argparse.Namespace) -> int:
         done.print_json(as_json)
     else:
         screen = Screen.of()
-        lines = [f"{definition.domain}: {_outcome(definition, screen, args.dry_run)}" for definition in done.definitions]
+        lines = [f"{printable(definition.domain)}: {_outcome(definition, screen, args)}" for definition in done.definitions]
         print("\n".join([*lines, *done.failures(screen)] or ["libvirt has no persistent domains"]))
-    fell_back = any(definition.report and definition.report["outcome"] == "fallback" for definition in done.definitions)
-    return EXIT_NEGATIVE if done.failed or fell_back else EXIT_DONE
+    missed = any(is_fallback(definition.report) and not _skipped(definition, args) for definition in done.definitions)
+    return EXIT_NEGATIVE if done.failed or missed else EXIT_DONE
 
 
-def _outcome(definition: Definition, screen: Screen, dry_run: bool) -> str:
+def _skipped(definition: Definition, args: argparse.Namespace) -> bool:
+    """Whether the real thing would not touch the domain: a dry run makes a plan for any."""
+    return args.all and args.dry_run and definition.enabled is False
+
+
+def _outcome(definition: Definition, screen: Screen, args: argparse.Namespace) -> str:
     report = definition.report or {}
-    if dry_run:
-        return verdict(definition)
-    if report["outcome"] == "fallback":
-        return screen.paint("not placed", "red") + f": {why(report)}"
+    if args.dry_run:
+        return left_alone(definition) if _skipped(definition, args) else verdict(definition)
+    if is_fallback(report):
+        return screen.paint(fell_back(report, changed=definition.changed), "red") + f": {why(report)}"
     if not definition.changed:
         return f"unchanged: {why(report)}" if why(report) else "unchanged"
     when = "when the running guest has been shut off and started" if definition.running else "at the next start"

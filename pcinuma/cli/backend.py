@@ -23,7 +23,10 @@ from pcinuma.placement.reason import Reason
 
 @dataclass(frozen=True)
 class Definition:
-    """What was, or would be, done to a domain's inactive definition. ``report`` is that of ``place``; None for a revert."""
+    """What was, or would be, done to a domain's inactive definition. ``report`` is that of ``place``; None for a revert.
+
+    ``enabled``: whether pcinuma places the domain without being asked; None where that is not known.
+    """
 
     domain: str
     changed: bool
@@ -31,6 +34,7 @@ class Definition:
     after: bytes
     report: Optional[Mapping[str, Any]]
     running: bool
+    enabled: Optional[bool] = None
 
 
 class Backend(Protocol):
@@ -91,7 +95,8 @@ class _Daemon:
         known = next((entry for entry in self._domains.values() if domain in (entry["name"], entry["uuid"])), None)
         running = known is not None and known["state"] not in (None, "shut off", "crashed")
         name = domain if known is None else str(known["name"])
-        return Definition(name, reply["changed"], reply["before"].encode(), reply["xml"].encode(), report, running)
+        enabled = None if known is None else bool(known["enabled"])
+        return Definition(name, reply["changed"], reply["before"].encode(), reply["xml"].encode(), report, running, enabled)
 
 
 class _Libvirt:

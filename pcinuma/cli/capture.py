@@ -9,6 +9,7 @@ host names: of the configuration space only the first 256 bytes of bridges are t
 from __future__ import annotations
 
 import argparse
+import errno
 import gzip
 import io
 import json
@@ -24,6 +25,7 @@ from pcinuma.cli.connect import host_root
 from pcinuma.cli.progress import Progress
 from pcinuma.errors import EXIT_DONE, ConfigError, HostError, UnusableInput
 from pcinuma.host.topology import read_topology, require_sys
+from pcinuma.printable import printable
 from pcinuma.settings import load_settings
 
 NAME = "capture"
@@ -100,9 +102,10 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     out = sys.stderr if args.file == "-" else sys.stdout
     name = "stdout" if args.file == "-" else args.file
-    print(f"{name}: {len(topology.nodes)} NUMA nodes and {len(topology.devices)} PCI devices in {len(data) // 1024 + 1} KiB", file=out)
+    what = f"{len(topology.nodes)} NUMA nodes and {len(topology.devices)} PCI devices"
+    print(printable(f"{name}: {what} in {len(data) // 1024 + 1} KiB"), file=out)
     for path in unreadable:
-        print(f"pcinuma: /{path}: cannot be read, and is not in the capture", file=sys.stderr)
+        print(f"pcinuma: /{printable(path)}: cannot be read, and is not in the capture", file=sys.stderr)
     if os.geteuid() != 0 and root == Path("/"):
         print("pcinuma: not root: PCIe port types are missing, so switches will be guessed from their shape", file=sys.stderr)
     return EXIT_DONE
@@ -231,10 +234,14 @@ def archive(entries: dict[str, Entry]) -> bytes:
 
 
 def _write(path: Path, data: bytes, *, force: bool) -> None:
+    # Whoever may write to the folder could have put a link there, and root would write where it points.
+    how = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_TRUNC if force else os.O_EXCL)
     try:
-        with open(path, "wb" if force else "xb") as file:
+        with open(os.open(path, how, 0o666), "wb") as file:
             file.write(data)
     except FileExistsError:
         raise UnusableInput("is already there", subject=str(path), hint="name another file, or add --force") from None
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise UnusableInput("is a symbolic link, which is not followed", subject=str(path), hint="name the file itself") from None
         raise HostError(f"cannot be written ({error.strerror})", subject=str(path)) from error

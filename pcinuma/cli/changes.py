@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from pcinuma.cli.guest import Guest
 from pcinuma.domain.model import Controller
+from pcinuma.printable import printable
 
 _PASSWORD = re.compile(r"""(\bpasswd=)("[^"]*"|'[^']*')""")
 
@@ -77,12 +78,14 @@ def controller_words(controller: Controller) -> str:
         words += f", cell {controller.node}"
     if controller.address is not None and controller.address.bus:
         words += f", below {controller.address.bus}"
-    return words
+    return printable(words)
 
 
 def diff(name: str, before: bytes, after: bytes) -> list[str]:
     """The unified diff of two definitions, passwords masked."""
-    texts = [_PASSWORD.sub(r"\1'***'", xml.decode("utf-8", "replace")).splitlines() for xml in (before, after)]
+    # A line at a time, as libvirt writes an element: a quote in somebody's description must not hide where a password begins.
+    lines = [xml.decode("utf-8", "replace").split("\n") for xml in (before, after)]
+    texts = [[_PASSWORD.sub(r"\1'***'", line) for line in text] for text in lines]
     return list(difflib.unified_diff(texts[0], texts[1], f"{name} (now)", f"{name} (planned)", lineterm=""))
 
 

@@ -15,6 +15,7 @@ from pcinuma.cli.connect import host_root
 from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
+from pcinuma.printable import printable
 
 NAME = "check"
 HELP = "check this host and this installation: PASS, WARN or FAIL, and what to do about it"
@@ -51,9 +52,10 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps({"passed": not failed, "findings": [finding.as_json() for finding in findings]}, indent=2))
         return EXIT_NEGATIVE if failed else EXIT_DONE
     screen = Screen.of()
-    width = max(len(finding.what) for finding in findings)
+    width = max(len(printable(finding.what)) for finding in findings)
     for finding in findings:
-        print(f"{screen.paint(finding.level.value, _COLOURS[finding.level])}  {finding.what.ljust(width)}  {finding.message}")
+        what, message = printable(finding.what).ljust(width), printable(finding.message)
+        print(f"{screen.paint(finding.level.value, _COLOURS[finding.level])}  {what}  {message}")
         if finding.hint:
-            print(f"{' ' * (width + 8)}{screen.mark('arrow')} {finding.hint}")
+            print(f"{' ' * (width + 8)}{screen.mark('arrow')} {printable(finding.hint)}")
     return EXIT_NEGATIVE if failed else EXIT_DONE

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pcinuma.host.names import PciNames
 from pcinuma.host.topology import HostDevice
+from pcinuma.printable import printable
 
 # Source: PCI Code and ID Assignment Specification, section 1; the spelling is that of pci.ids.
 _SUBCLASSES = {
@@ -22,9 +23,11 @@ _CLASSES = {
     0x05: "Memory controller", 0x06: "Bridge", 0x07: "Communication controller", 0x08: "System peripheral",
     0x09: "Input device controller", 0x0B: "Processor", 0x0C: "Serial bus controller", 0x0D: "Wireless controller",
     0x10: "Encryption controller", 0x11: "Signal processing controller", 0x12: "Processing accelerator",
+    0x13: "Non-essential instrumentation", 0xFF: "device without a class",
 }  # fmt: skip
-_CHIPSET = (0x05, 0x06, 0x08, 0x0B, 0x11)
-_CHIPSET_SUBCLASSES = (0x0C05, 0x1101, 0x1180)
+_BRIDGES = (0x0604, 0x0607, 0x0609)
+_CHIPSET = (0x05, 0x06, 0x08, 0x0B, 0x11, 0x13)
+_CHIPSET_SUBCLASSES = (0x0C05,)
 _PASSABLE = (0x0B40,)
 
 
@@ -40,7 +43,7 @@ class Describer:
         if device.class_code is None:
             return "unknown device"
         subclass = device.class_code >> 8
-        from_file = next((text for names in self._names if (text := names.device_class(device.class_code))), None)
+        from_file = next((printable(text) for names in self._names if (text := names.device_class(device.class_code))), None)
         own = _SUBCLASSES.get(subclass)
         if subclass == 0x0108 and own:
             return own  # pci.ids says "Non-Volatile memory controller", which nobody calls an NVMe
@@ -50,18 +53,28 @@ class Describer:
         """Vendor and product in words, else their numbers as lspci has them."""
         name = next((text for names in self._names if (text := names.device(device.vendor, device.product))), None)
         if name:
-            return name
+            return printable(name)
         if device.vendor is None or device.product is None:
             return ""
         return f"[{device.vendor:04x}:{device.product:04x}]"
 
 
+def is_endpoint(device: HostDevice) -> bool:
+    """Whether the function has a header of type 0, which is what vfio-pci takes: all but the bridges to another bus (PCI-to-PCI,
+    CardBus, semi-transparent). "Bridge, other" (0680) is such an endpoint: an NVSwitch, for one."""
+    return device.class_code is None or device.class_code >> 8 not in _BRIDGES
+
+
 def is_chipset(device: HostDevice) -> bool:
-    """Whether the device is part of the machine rather than something that somebody passes through."""
-    if device.class_code is None:
+    """Whether the function is part of the machine rather than something that somebody passes through: by its class, unless it sits in
+    a slot (a bridge is above it) or was given to vfio-pci already. What only stands in for a missing function (class 13) is, anywhere."""
+    if device.class_code is None or device.driver == "vfio-pci":
         return False
     subclass = device.class_code >> 8
-    return (subclass >> 8 in _CHIPSET and subclass not in _PASSABLE) or subclass in _CHIPSET_SUBCLASSES
+    base = subclass >> 8
+    if base != 0x13 and device.path:
+        return False
+    return (base in _CHIPSET and subclass not in _PASSABLE) or subclass in _CHIPSET_SUBCLASSES
 
 
 def size(count: int) -> str:

@@ -8,6 +8,7 @@ import json
 from pcinuma.cli.screen import Screen
 from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE
+from pcinuma.printable import printable
 
 NAME = "disable"
 HELP = "leave a domain alone from now on"
@@ -34,5 +35,5 @@ def run(args: argparse.Namespace) -> int:
     screen = Screen.of()
     word = "disabled" if changed else "was disabled already"
     rest = "; its definition is as its owner wrote it" if args.revert else "; its definition stays as it stands"
-    print(f"{args.domain}: {screen.paint(word, 'green')}{rest}")
+    print(f"{printable(args.domain)}: {screen.paint(word, 'green')}{rest}")
     return EXIT_DONE

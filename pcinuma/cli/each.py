@@ -14,6 +14,7 @@ from pcinuma.cli.backend import Backend, Definition, backend
 from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
 from pcinuma.errors import PcinumaError
+from pcinuma.printable import printable
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Done:
 
     def failures(self, screen: Screen) -> list[str]:
         """A line for each failure."""
-        return [f"{name}: {screen.paint('failed', 'red')}: {message}" for name, message in self.failed]
+        return [f"{printable(name)}: {screen.paint('failed', 'red')}: {printable(message)}" for name, message in self.failed]
 
 
 def add_choice(parser: argparse.ArgumentParser, every: str) -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import placed_of, why
+from pcinuma.cli.words import fell_back, is_fallback, placed_of, why
 from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, DaemonError, UnusableInput
+from pcinuma.printable import printable
 
 NAME = "enable"
 HELP = "let pcinuma place a domain from now on, and place its definition"
@@ -20,7 +21,8 @@ examples:
   pcinuma enable --all
 
 Domains that existed before pcinuma was first started are left alone until they are enabled: placing them gives their devices new
-addresses in the guest (network interfaces may get new names). Look first with `pcinuma plan vm1`.
+addresses in the guest (network interfaces may get new names). Look first with `pcinuma plan vm1`. Exit code 1, as of `pcinuma apply`, if a
+domain was enabled but could not be placed.
 """
 
 
@@ -50,18 +52,18 @@ def run(args: argparse.Namespace) -> int:
     else:
         screen = Screen.of()
         for result in results:
-            print(f"{result['domain']}: {_outcome(result, screen)}")
+            print(f"{printable(result['domain'])}: {_outcome(result, screen)}")
         if not results:
             print("libvirt has no persistent domains")
-    return EXIT_NEGATIVE if any(result["error"] for result in results) else EXIT_DONE
+    return EXIT_NEGATIVE if any(result["error"] or is_fallback(result["report"]) for result in results) else EXIT_DONE
 
 
 def _outcome(result: dict[str, Any], screen: Screen) -> str:
     if result["error"]:
-        return screen.paint("failed", "red") + f": {result['error']}"
+        return screen.paint("failed", "red") + f": {printable(result['error'])}"
     report = result["report"]
-    if report["outcome"] == "fallback":
-        return screen.paint("enabled, but not placed", "yellow") + f": {why(report)}"
+    if is_fallback(report):
+        return f"{screen.paint('enabled', 'green')}, but {screen.paint(fell_back(report, changed=False), 'red')}: {why(report)}"
     if report["outcome"] == "placed":
         how = f"{placed_of(report)}, grouped by {report['group_by']}"
         return screen.paint("enabled and placed", "green") + f", {how}; takes effect at the next start"

@@ -13,13 +13,18 @@ from pcinuma.cli.describe import Describer
 from pcinuma.cli.distance import Distance
 from pcinuma.cli.groupings import LINK_BELOW_ROOT_PORT, LINK_BELOW_SWITCH, Grouping, Shown, groupings, shown_by, trade
 from pcinuma.cli.guest import SWITCH, Guest
+from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
 from pcinuma.cli.sources import DomainSource, read_source
-from pcinuma.cli.words import placed_of, why
+from pcinuma.cli.trees import device_state
+from pcinuma.cli.verify import Verdict, judge_devices
+from pcinuma.cli.words import command, fell_back, names, placed_of, reasons, sentence, why
+from pcinuma.domain.model import Given
 from pcinuma.engine import DeviceReport, Result, place
 from pcinuma.errors import EXIT_DONE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
 from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.printable import printable
 from pcinuma.settings import GroupBy
 
 NAME = "explain"
@@ -37,8 +42,8 @@ _SHOWN_PAIRS = 8
 _OUTCOMES = {
     Outcome.PLACED: "pcinuma would change the definition to this",
     Outcome.UNCHANGED: "the definition stays as it is",
-    Outcome.FALLBACK: "not placed",
 }
+_TAKE_A_CELL_OUT = "A cell that an expander bus of pcinuma belongs to cannot be taken out of the domain (libvirt refuses it):"
 
 
 @dataclass(frozen=True)
@@ -96,7 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    explained = explain(read_source(args.domain), args.root or host_root())
+    with Progress("reading the host"):
+        explained = explain(read_source(args.domain), args.root or host_root())
     if args.json:
         print(json.dumps(explained.as_json(), indent=2))
     else:
@@ -116,29 +122,58 @@ def explain(source: DomainSource, root: Path) -> Explained:
 
 def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[str]:
     result, report = explained.result, explained.result.report()
-    head = f"{screen.paint(explained.source.name, 'bold')}: {_OUTCOMES[result.outcome]}"
-    if result.devices and result.outcome is not Outcome.FALLBACK:
-        head += f", {placed_of(report)} placed"
-    if result.group_by is not None:
-        head += f", grouped by {result.group_by.value}"
+    name = screen.paint(printable(explained.source.name), "bold")
+    if result.outcome is Outcome.FALLBACK:
+        head = f"{name}: {fell_back(report, changed=result.xml != explained.source.xml)}"
+    else:
+        head = f"{name}: {_OUTCOMES[result.outcome]}"
+        if result.devices:
+            head += f", {placed_of(report)} placed"
+        if result.group_by is not None:
+            head += f", grouped by {result.group_by.value}"
     lines = [head]
     if why(report):
-        lines.append(f"  {why(report)}")
+        lines += screen.wrap(why(report), "  ")
     if result.refused:
         lines.append(screen.paint(f"  {Reason.REQUIRED.sentence}: this domain would not be started", "red"))
-    lines += [screen.paint(f"  warning: {warning}", "yellow") for warning in result.warnings]
+    lines += [screen.paint(f"  warning: {printable(warning)}", "yellow") for warning in result.warnings]
+    shared = {code: sources for code, sources in reasons(report) if len(sources) > 1}
+    notes = [*_cells(explained), *(f"{sentence(code)} ({code}): {names(sources)}" for code, sources in shared.items())]
+    if notes:
+        lines.append("")
+        for note in notes:
+            lines += screen.wrap(note, "  ")
+    verdicts = {v.device.source: v for v in judge_devices(result.devices, explained.guest, explained.topology)}
     for device in result.devices:
-        lines += ["", *_device(explained, device, screen, describer)]
+        own = device.reason is not None and device.reason is not result.reason and device.reason.value not in shared
+        lines += ["", *_device(explained, device, verdicts[device.source], own, screen, describer)]
     if explained.groupings:
         lines += ["", *_groupings(explained, screen)]
+    if result.outcome is not Outcome.PLACED and any(map(explained.guest.is_ours, explained.guest.domain.controllers.values())):
+        revert, enable = command("revert", explained.source.name), command("enable", explained.source.name)
+        lines += ["", *screen.wrap(f"{_TAKE_A_CELL_OUT} `{revert}` first, then change the cells, then `{enable}`.")]
     return lines
 
 
-def _device(explained: Explained, report: DeviceReport, screen: Screen, describer: Describer) -> list[str]:
+def _cells(explained: Explained) -> list[str]:
+    """Which cell stands for which host node, and by what; each once."""
+    found = []
+    for report in explained.result.devices:
+        by = explained.cell_by(report)
+        if by is not None and by != "nearest":
+            found.append(f"cell {report.guest_cell} stands for host node {report.host_node} by <{by}>")
+    return sorted(set(found))
+
+
+def _device(
+    explained: Explained, report: DeviceReport, verdict: Verdict, own: bool, screen: Screen, describer: Describer
+) -> list[str]:
+    """The device's block. ``own``: its reason is said here, since no other device and not the domain has it."""
     host = explained.host(report)
     words = "" if host is None else f"{describer.kind(host)} {describer.product(host)}".rstrip()
-    state = screen.paint("placed", "green") if report.placed else screen.paint("default root", "yellow")
-    lines = [f"{screen.paint(report.source, 'bold')}  {words}  {state}".replace("    ", "  ")]
+    source = printable(report.source)
+    state = device_state(explained.guest, report.source, report.placed, screen)
+    lines = ["  ".join(filter(None, (screen.paint(source, "bold"), words, state)))]
     if host is None:
         place_on_host = "not on the host at the moment"
     else:
@@ -148,33 +183,34 @@ def _device(explained: Explained, report: DeviceReport, screen: Screen, describe
         place_on_host += "".join(f", switch {upstream}" for upstream, _ in host.switches)
         if str(host.address) != report.source:
             place_on_host = f"{host.address}: {place_on_host}"
-    lines.append(f"  host   {place_on_host}")
+    lines.append(f"  host   {printable(place_on_host)}")
     device = explained.guest.device(report.source)
+    reason = [f"{report.reason.sentence} ({report.reason.value})"] if own and report.reason is not None else []
     if device is None or device.address is None:
-        lines.append("  guest  no address")
+        lines.append("  guest  no address yet" if device is None or device.given is Given.PCI else "  guest  no PCI address")
     else:
         top = explained.guest.top(device.address)
         cell = explained.guest.cell(device.address)
-        where = "default root, no cell" if cell is None else f"cell {cell}"
+        where = "default root, no cell" if top is None else "no cell" if cell is None else f"cell {cell}"
         if top is not None:
             where += f", {top.model} {top.index}" + ("" if top.bus_nr is None else f" (bus {top.bus_nr:02x})")
+            where += "" if explained.guest.is_ours(top) else ", not made by pcinuma"
         where += "".join(f", switch {c.index}" for c in explained.guest.path(device.address) if c.model == SWITCH)
-        lines.append(f"  guest  {device.address}: {where}")
-    reasons = []
-    by = explained.cell_by(report)
-    if by in ("memnode", "vcpupin"):
-        reasons.append(f"cell {report.guest_cell} stands for host node {report.host_node} by <{by}>")
-    if report.reason is not None:
-        reasons.append(f"{report.reason.sentence} ({report.reason.value})")
-    if reasons:
-        lines.append(f"  why    {'; '.join(reasons)}")
+        lines.append(f"  guest  {device.address}: {printable(where)}")
+        if top is not None and not report.placed:
+            if not verdict.passed:
+                reason.append(printable(verdict.message))
+            elif cell is not None and cell == report.guest_cell:
+                reason.append("the guest sees it where the host has it")
+    if reason:
+        lines.append(f"  why    {'; '.join(reason)}")
     return lines
 
 
 def _how(explained: Explained) -> list[str]:
     """How to get another grouping, for a domain that libvirt knows."""
     name = explained.source.name
-    return [f"(pcinuma policy {name} --group-by switch; pcinuma apply {name} --replan)"]
+    return [f"({command('policy', name, '--group-by', 'switch')}; {command('apply', name, '--replan')})"]
 
 
 def _trade(now: Shown, grouping: Grouping, screen: Screen) -> list[str]:
@@ -208,9 +244,9 @@ def _groupings(explained: Explained, screen: Screen) -> list[str]:
     wrong = sorted(now.wrong, key=lambda pair: (pair not in near, pair.first, pair.second))
     if wrong:
         lines += ["", "Pairs that this guest sees at another distance than the host has them:"]
-        lines += screen.table(
-            [(p.first, p.second, f"{p.host.value} {screen.mark('arrow')} {p.guest.value}") for p in wrong[:_SHOWN_PAIRS]], indent="  "
-        )
+        arrow = screen.mark("arrow")
+        rows = [(printable(p.first), printable(p.second), f"{p.host.value} {arrow} {p.guest.value}") for p in wrong[:_SHOWN_PAIRS]]
+        lines += screen.table(rows, indent="  ")
         if len(wrong) > _SHOWN_PAIRS:
             lines.append(f"  and {len(wrong) - _SHOWN_PAIRS} more (--json has them all)")
     switch = next((grouping for grouping in explained.groupings if grouping.group_by is GroupBy.SWITCH), None)

@@ -20,6 +20,7 @@ from pcinuma.cli.sources import DomainSource
 from pcinuma.engine import Result, place
 from pcinuma.host.topology import HostDevice, Topology
 from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.printable import printable
 from pcinuma.settings import GroupBy
 
 LINK_BELOW_ROOT_PORT = "16 GT/s x32"
@@ -84,7 +85,8 @@ def groupings(source: DomainSource, root: Path, topology: Topology) -> list[Grou
     found = []
     for group_by in ORDER:
         result = place(source.xml, source.request(root, group_by=group_by, replan=True))
-        if result.group_by is not group_by or result.outcome is Outcome.FALLBACK:
+        as_it_is = result.reason is Reason.ALREADY_PLACED  # laid out afresh it would be the same
+        if not as_it_is and (result.group_by is not group_by or result.outcome is Outcome.FALLBACK):
             reason = result.reason.sentence if result.reason else None
             found.append(Grouping(group_by, None, result.message or reason))
         else:
@@ -133,7 +135,7 @@ class Trade:
 def trade(now: Shown, other: Grouping) -> list[Trade]:
     """What the guest would gain and lose under another grouping."""
     if other.shown is None:
-        return [Trade(False, other.message or Reason.NO_ROOM.sentence)]
+        return [Trade(False, printable(other.message or Reason.NO_ROOM.sentence))]
     trades = []
     pairs = other.shown.right - now.right
     if pairs:

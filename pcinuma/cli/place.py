@@ -14,6 +14,7 @@ from pathlib import Path
 from pcinuma.engine import Request, place
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import require_sys
+from pcinuma.printable import printable
 from pcinuma.settings import GroupBy, Policy, load_settings
 
 NAME = "place"
@@ -55,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
     if args.report is not None:
         _write_report(args.report, json.dumps(result.report(), indent=2) + "\n")
     for warning in result.warnings:
-        print(f"pcinuma: {warning}", file=sys.stderr)
+        print(f"pcinuma: {printable(warning)}", file=sys.stderr)
     if result.refused:
-        print(f"pcinuma: {result.message}", file=sys.stderr)
+        print(f"pcinuma: {printable(result.message or result.outcome.value)}", file=sys.stderr)
         return EXIT_NEGATIVE
     sys.stdout.buffer.write(result.xml)
     return EXIT_DONE

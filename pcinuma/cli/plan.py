@@ -13,10 +13,12 @@ from pcinuma.cli.describe import count
 from pcinuma.cli.each import add_choice, for_each
 from pcinuma.cli.guest import Guest
 from pcinuma.cli.screen import Row, Screen
-from pcinuma.cli.trees import Passed, guest_rows, tags
-from pcinuma.cli.words import cell, node, placed_of, sentence, why
+from pcinuma.cli.trees import Passed, device_state, guest_rows, letters, tags
+from pcinuma.cli.words import cell, command, fell_back, is_fallback, node, placed_of, reasons, sentence, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import read_topology
+from pcinuma.placement.reason import Reason
+from pcinuma.printable import printable, printable_lines
 
 REPLAN_HELP = "lay the domain out afresh instead of keeping what is in place"
 NAME = "plan"
@@ -26,7 +28,7 @@ examples:
   pcinuma plan vm1              the guest's tree now and then, and each device with its reason
   pcinuma plan vm1 --diff       the same as a diff of the definition
   pcinuma plan vm1 --replan     as if the domain were laid out afresh: addresses in the guest may all change
-  pcinuma plan --all            one line a domain
+  pcinuma plan --all            one line a domain: what the daemon, or apply --all, would do
 
 With the daemon stopped, the plan is made here from what libvirt says.
 """
@@ -56,16 +58,17 @@ def run(args: argparse.Namespace) -> int:
     elif args.all:
         lines = _summary(plans, screen)
     else:
-        lines = _whole(plans[0], screen)
+        lines = _whole(plans[0], screen, replan=args.replan)
     print("\n".join([*lines, *done.failures(screen)] or ["nothing would change"]))
     return status
 
 
 def as_json(plan: Definition, *, with_diff: bool = False) -> dict[str, Any]:
-    """A plan as plain data."""
+    """A plan as plain data. ``enabled``: whether pcinuma places the domain without being asked."""
     data = {
         "domain": plan.domain,
         "changed": plan.changed,
+        "enabled": plan.enabled,
         "running": plan.running,
         "report": plan.report,
         **Changes.between(Guest.read(plan.before), Guest.read(plan.after)).as_json(),
@@ -76,27 +79,40 @@ def as_json(plan: Definition, *, with_diff: bool = False) -> dict[str, Any]:
 def verdict(plan: Definition) -> str:
     """What would become of the domain, in a few words."""
     report = plan.report or {}
+    if is_fallback(report):
+        return f"{fell_back(report, changed=plan.changed)}: {why(report)}"
     if not plan.changed:
         return f"stays as it is: {why(report)}" if why(report) else "stays as it is"
-    if report["outcome"] == "fallback":
-        return f"back to the default layout: {why(report)}"
     return f"{placed_of(report)} would be placed, grouped by {report['group_by']}" + (f" ({why(report)})" if why(report) else "")
 
 
+def left_alone(plan: Definition) -> str:
+    """What ``--all`` does with a domain that is not enabled."""
+    return f"left alone: {Reason.NOT_ENABLED.sentence}; {command('enable', plan.domain)}"
+
+
 def _summary(plans: list[Definition], screen: Screen) -> list[str]:
-    rows = [(plan.domain, screen.paint("would change", "yellow") if plan.changed else "no change", verdict(plan)) for plan in plans]
+    rows = []
+    for plan in plans:
+        name = printable(plan.domain)
+        if plan.changed and plan.enabled is False:
+            rows.append((name, "no change", left_alone(plan)))
+        else:
+            rows.append((name, screen.paint("would change", "yellow") if plan.changed else "no change", verdict(plan)))
     return screen.table(rows, ("DOMAIN", "PLAN", "WHY")) or ["libvirt has no persistent domains"]
 
 
-def _whole(plan: Definition, screen: Screen) -> list[str]:
+def _whole(plan: Definition, screen: Screen, *, replan: bool) -> list[str]:
     before, after = Guest.read(plan.before), Guest.read(plan.after)
     changes = Changes.between(before, after)
     report = plan.report or {"devices": []}
     by_address = {str(device.address): device for device in read_topology(host_root()).devices}
     marks = tags([Passed(device["source"], by_address.get(device["device"] or "")) for device in report["devices"]], screen)
-    lines = [f"{screen.paint(plan.domain, 'bold')}: {verdict(plan)}", ""]
+    lines = [f"{screen.paint(printable(plan.domain), 'bold')}: {verdict(plan)}", ""]
     if report["devices"]:
-        lines += [*device_table(report, changes, marks, screen), ""]
+        lines += [*device_table(report, changes, after, marks, screen), ""]
+        notes = [f"{letters(marks, sources)}: {sentence(code)}" for code, sources in reasons(report)]
+        lines += [*notes, ""] if notes else []
     if not plan.changed:
         return lines[:-1]
     nodes = {device["guest_cell"]: device["host_node"] for device in report["devices"] if device["host_node"] is not None}
@@ -109,28 +125,31 @@ def _whole(plan: Definition, screen: Screen) -> list[str]:
         if controllers:
             lines += ["", screen.paint(f"{count(len(controllers), 'controller')} {title}", colour)]
             lines += screen.table([(str(c.index), controller_words(c)) for c in controllers], indent="  ")
+    apply = command("apply", plan.domain, *(["--replan"] if replan else []))
     running = " (the guest is running: once it has been shut off and started)" if plan.running else ""
-    lines += ["", f"Nothing has been changed. `pcinuma apply {plan.domain}` does it, for the next start{running}."]
+    lines += ["", *screen.wrap(f"Nothing has been changed. `{apply}` does it, for the next start{running}.")]
+    if plan.enabled is False:
+        lines += screen.wrap(f"pcinuma does not do it by itself: it leaves this domain alone until `{command('enable', plan.domain)}`.")
     return lines
 
 
-def device_table(report: Any, changes: Changes, marks: dict[str, str], screen: Screen) -> list[str]:
-    """The devices of a report: host place, guest place, what happens and why."""
+def device_table(report: Any, changes: Changes, after: Guest, marks: dict[str, str], screen: Screen) -> list[str]:
+    """The devices of a report: host place, guest place, and what happens."""
     moved = {move.source: move for move in changes.moves}
     rows = []
     for device in report["devices"]:
-        move = moved.get(device["source"])
+        source = device["source"]
+        move = moved.get(source)
         address = device["guest_address"] or "-"
         if move is not None:
             address = f"{move.before or 'none yet'} {screen.mark('arrow')} {address}"
-        state = screen.paint("placed", "green") if device["placed"] else screen.paint("default root", "yellow")
+        state = device_state(after, source, device["placed"], screen)
         rows.append((
-            marks.get(device["source"], " "), device["source"], node(device["host_node"]), cell(device["guest_cell"]), address, state,
-            sentence(device["reason"]),
+            marks.get(source, " "), printable(source), node(device["host_node"]), cell(device["guest_cell"]), printable(address), state,
         ))  # fmt: skip
-    return screen.table(rows, ("", "DEVICE", "HOST", "GUEST", "GUEST ADDRESS", "STATE", "WHY"))
+    return screen.table(rows, ("", "DEVICE", "HOST", "GUEST", "GUEST ADDRESS", "STATE"))
 
 
 def _coloured(lines: list[str], screen: Screen) -> list[str]:
     colours = {"+": "green", "-": "red", "@": "cyan"}
-    return [screen.paint(line, colours[line[0]]) if line[:1] in colours else line for line in lines]
+    return [screen.paint(line, colours[line[0]]) if line[:1] in colours else line for line in map(printable_lines, lines)]

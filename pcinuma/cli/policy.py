@@ -14,10 +14,11 @@ from lxml import etree
 
 from pcinuma.cli.backend import daemon_is_down
 from pcinuma.cli.connect import connection, find_domain, libvirt_module
-from pcinuma.cli.words import placed_of, why
+from pcinuma.cli.words import command, placed_of, why
 from pcinuma.daemon import client
 from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError
+from pcinuma.printable import printable
 from pcinuma.settings import GroupBy, Policy
 
 NAME = "policy"
@@ -31,7 +32,8 @@ examples:
   pcinuma policy vm1 default               what pcinuma.conf says
   pcinuma policy vm1 --group-by switch     mirror PCIe switches (pcinuma explain vm1 says what that costs)
 
-A new grouping lays out devices that come later; `pcinuma apply vm1 --replan` lays out those that are placed already.
+A domain that is placed keeps the grouping it was placed by, for devices that come later too, until `pcinuma apply vm1 --replan` lays it out
+afresh by the new one (which changes the addresses that its guest sees).
 """
 _DEFAULT = "default"
 
@@ -62,14 +64,21 @@ def run(args: argparse.Namespace) -> int:
             kind, where = libvirt.VIR_DOMAIN_METADATA_ELEMENT, libvirt.VIR_DOMAIN_AFFECT_CONFIG
             domain.setMetadata(kind, text, "pcinuma", NAMESPACE, where)
     report = _placed_now(name) if changes else None
+    placed = element.find(f"{{{NAMESPACE}}}placement")
     shown = {"domain": name, "policy": element.get("policy"), "group_by": element.get("group-by"), "report": report}
     if args.json:
         print(json.dumps(shown, indent=2))
         return EXIT_DONE
-    print(f"{name}: policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}")
+    wish = f"policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}"
+    print(printable(f"{name}: {wish}"))
     if report is not None:
         outcome = f"{placed_of(report)} placed" if report["outcome"] == "placed" else why(report)
-        print(f"{name}: {outcome}")
+        print(f"{printable(name)}: {outcome}")
+    elif changes:
+        print(f"{printable(name)}: the daemon is not running, and looks at it when it starts; `{command('apply', name)}` does it now")
+    placed_by = "" if placed is None else placed.get("group-by", "")
+    if placed_by not in ("", shown["group_by"] or placed_by):
+        print(f"{printable(name)}: stays grouped by {printable(placed_by)} until `{command('apply', name, '--replan')}`")
     return EXIT_DONE
 
 

@@ -8,6 +8,8 @@ import time
 from types import TracebackType
 from typing import Optional, TextIO
 
+from pcinuma.printable import printable
+
 QUIET_SECONDS = 2.0
 
 
@@ -48,7 +50,7 @@ class Progress:
         wait = QUIET_SECONDS
         while not self._done.wait(wait):
             seconds = int(time.monotonic() - self._started)
-            text = f"{self._what}{': ' + self._detail if self._detail else ''} ({seconds} s)"
+            text = printable(f"{self._what}{': ' + self._detail if self._detail else ''} ({seconds} s)")
             if terminal:
                 self._stream.write("\r" + text.ljust(self._shown))
                 self._shown = max(self._shown, len(text))

@@ -11,7 +11,9 @@ from pcinuma.cli.describe import count
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.cli.guest import Guest
 from pcinuma.cli.screen import Screen
+from pcinuma.cli.words import command
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
+from pcinuma.printable import printable
 
 NAME = "revert"
 HELP = "restore a domain's definition to what it was before pcinuma placed it"
@@ -22,6 +24,9 @@ examples:
   pcinuma revert --all           every domain that pcinuma placed, as before an uninstall
 
 A reverted domain is left alone until `pcinuma enable`. The definition changes, never a running guest. Works with the daemon stopped.
+
+Revert a domain before you take a guest NUMA cell out of it, or change its machine type: libvirt refuses a definition whose expander
+buses belong to cells that are gone. `pcinuma enable` places it anew afterwards.
 """
 
 
@@ -42,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         done.print_json(_as_json)
     else:
         screen = Screen.of()
-        lines = [f"{definition.domain}: {_outcome(definition, screen, args.dry_run)}" for definition in done.definitions]
+        lines = [f"{printable(definition.domain)}: {_outcome(definition, screen, args.dry_run)}" for definition in done.definitions]
         print("\n".join([*lines, *done.failures(screen)] or ["no domain is placed by pcinuma"]))
     return EXIT_NEGATIVE if done.failed else EXIT_DONE
 
@@ -60,4 +65,5 @@ def _outcome(definition: Definition, screen: Screen, dry_run: bool) -> str:
     if dry_run:
         return f"would be reverted: {what}"
     when = "when the running guest has been shut off and started" if definition.running else "at the next start"
-    return screen.paint("reverted", "green") + f": {what}; takes effect {when}"
+    left = f"left alone until `{command('enable', definition.domain)}`"
+    return screen.paint("reverted", "green") + f": {what}; takes effect {when}; {left}"

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence, TextIO
 
@@ -82,6 +83,14 @@ class Screen:
             last = row[-1] if room is None or room < _LEGIBLE or "\x1b" in row[-1] else self._fit(row[-1], room)
             lines.append((indent + "  ".join([*map(pad, row[:-1], widths), last])).rstrip())
         return [self.paint(lines[0], "bold"), *lines[1:]] if header else lines
+
+    def wrap(self, text: str, indent: str = "") -> list[str]:
+        """The plain text in lines of a terminal's width, the second and further ones indented a little more."""
+        if self.width is None or self.width - len(indent) < _LEGIBLE:
+            return [indent + text]
+        return textwrap.wrap(
+            text, self.width, initial_indent=indent, subsequent_indent=indent + "  ", break_long_words=False, break_on_hyphens=False
+        )
 
     def _fit(self, text: str, width: int) -> str:
         return text if len(text) <= width else text[: width - len(self.mark("dots"))].rstrip() + self.mark("dots")

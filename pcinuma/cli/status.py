@@ -8,9 +8,10 @@ from typing import Any, Mapping
 
 from pcinuma.cli.describe import count
 from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import sentence
+from pcinuma.cli.words import why
 from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE, LibvirtError
+from pcinuma.printable import printable
 
 NAME = "status"
 HELP = "list the domains, and whether their devices are placed"
@@ -41,11 +42,12 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     screen = Screen.of()
     libvirt = status["libvirt"]
-    print(f"pcinumad {status['version']}, running since {_when(status['started'])}")
+    print(printable(f"pcinumad {status['version']}, running since {_when(status['started'])}"))
+    uri = printable(libvirt["uri"])
     if libvirt["connected"]:
-        print(f"libvirt {libvirt['version']} at {libvirt['uri']}, connected since {_when(libvirt['since'])}")
+        print(f"libvirt {printable(libvirt['version'])} at {uri}, connected since {_when(libvirt['since'])}")
     else:
-        print(f"libvirt at {libvirt['uri']}: {screen.paint('not connected', 'red')}: {libvirt['message']}")
+        print(f"libvirt at {uri}: {screen.paint('not connected', 'red')}: {printable(libvirt['message'] or 'not yet')}")
     if status["pending"]:
         print(f"busy: {count(status['pending'], 'look')} at domains to come, so what is below may be outdated in a moment")
     print()
@@ -65,18 +67,18 @@ def _find(status: Mapping[str, Any], name: str) -> Any:
 def _row(domain: Mapping[str, Any], screen: Screen) -> tuple[str, ...]:
     word, colour = _OUTCOMES.get(domain["outcome"] or "", ("-", "dim"))
     return (
-        domain["name"],
-        domain["state"] or "-",
-        domain["policy"] or "-",
+        printable(domain["name"]),
+        printable(domain["state"] or "-"),
+        printable(domain["policy"] or "-"),
         "yes" if domain["enabled"] else "no",
         f"{domain['placed']}/{domain['devices']}",
         screen.paint(word, colour),
-        domain["by"] or "-",
+        printable(domain["by"] or "-"),
         _when(domain["when"]),
-        domain["message"] or sentence(domain["reason"]),
+        why(domain),
     )
 
 
 def _when(text: Any) -> str:
     """An ISO 8601 time, to the second and without the ``T``."""
-    return "-" if not text else str(text)[:19].replace("T", " ")
+    return "-" if not text else printable(str(text)[:19].replace("T", " "))

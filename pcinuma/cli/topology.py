@@ -11,9 +11,11 @@ from pcinuma.cli.changes import controller_json
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.describe import Describer
 from pcinuma.cli.guest import Guest
+from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
 from pcinuma.cli.sources import read_source
-from pcinuma.cli.trees import Passed, host_tree, side_by_side, tags
+from pcinuma.cli.trees import Passed, host_tree, letters, side_by_side, tags
+from pcinuma.cli.words import reasons, sentence
 from pcinuma.engine import Result, place
 from pcinuma.errors import EXIT_DONE, UnusableInput
 from pcinuma.host.topology import read_topology
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
     if args.domain is not None and args.all:
         raise UnusableInput("--all shows the whole host, and takes no DOMAIN")
     root = args.root or host_root()
-    topology = read_topology(root)
+    with Progress("reading the host"):
+        topology = read_topology(root)
     screen = Screen.of()
     if args.domain is None:
         if args.json:
@@ -55,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
             print("\n".join(host_tree(topology, screen, Describer(root), everything=args.all)))
         return EXIT_DONE
 
-    source = read_source(args.domain, live=args.live)
-    result = place(source.xml, source.request(root))
+    with Progress("reading the domain"):
+        source = read_source(args.domain, live=args.live)
+        result = place(source.xml, source.request(root))
     guest = Guest.read(source.xml, frozenset(source.pools))
     by_address = {str(device.address): device for device in topology.devices}
     passed = [Passed(device.source, by_address.get(device.device or "")) for device in result.devices]
@@ -68,9 +72,10 @@ def run(args: argparse.Namespace) -> int:
     nodes = {cell: node for cell, node in known if cell is not None and node is not None}
     print("\n".join(side_by_side(topology, guest, passed, nodes, screen, Describer(root))))
     marks = tags(passed, screen)
-    notes = [(marks[report.source], report.source, report.reason.sentence) for report in result.devices if report.reason is not None]
+    report = result.report()
+    notes = [f"{letters(marks, sources)}: {sentence(code)}" for code, sources in reasons({**report, "reason": None})]
     if notes:
-        print("\n".join(["", *screen.table(notes)]))
+        print("\n".join(["", *notes]))
     return EXIT_DONE
 
 

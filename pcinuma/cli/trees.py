@@ -7,14 +7,16 @@ sides, and stands on the same line wherever the order of the two trees allows it
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
-from pcinuma.cli.describe import Describer, count, is_chipset, size
+from pcinuma.cli.describe import Describer, count, is_chipset, is_endpoint, size
 from pcinuma.cli.guest import SWITCH, Guest
 from pcinuma.cli.screen import PALETTE, Row, Screen
 from pcinuma.domain.model import Controller, Given, Passthrough
 from pcinuma.host.topology import HostDevice, Topology
+from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
 
 _ADDRESSLESS = {
@@ -33,27 +35,44 @@ class Passed:
 
 
 def host_tree(topology: Topology, screen: Screen, describer: Describer, *, everything: bool = False) -> list[str]:
-    """The whole host; without ``everything`` only what could be passed through, VFs folded into their PF's line."""
-    known = {str(device.address) for device in topology.devices}
-    shown = [
-        device
-        for device in topology.devices
-        if everything or not (device.is_bridge or is_chipset(device) or (device.physfn in known))
-    ]
+    """The whole host; without ``everything`` only what could be passed through: VFs folded into their PF's line, the functions of the
+    chipset into one line for each root complex."""
     by_address = {str(device.address): device for device in topology.devices}
+    endpoints = [device for device in topology.devices if is_endpoint(device) and device.physfn not in by_address]
+    chipset = [] if everything else [device for device in endpoints if is_chipset(device)]
+    shown = topology.devices if everything else [device for device in endpoints if not is_chipset(device)]
     rows = [Row((_node_label(topology, node.number, screen),)) for node in topology.nodes]
-    for device in _in_order(shown):
+    drawn = []
+    for device in shown:
         above = (
             tuple(_device_label(by_address[bridge], screen, describer) for bridge in device.path if bridge in by_address)
             if everything
-            else _switch_labels(device, screen)
+            else _switch_labels(device)
         )
-        rows.append(Row((*_root_labels(topology, device, screen), *above, _device_label(device, screen, describer))))
+        drawn.append((device, False, (*above, _device_label(device, screen, describer))))
+    drawn += [(functions[0], True, (_chipset_label(functions, screen, describer),)) for functions in _by_root_complex(chipset)]
+    for device, _, labels in sorted(drawn, key=lambda item: (_order(item[0])[:4], item[1], _order(item[0]))):
+        rows.append(Row((*_root_labels(topology, device, screen), *labels)))
     lines = [line.text for line in screen.tree(rows)]
-    hidden = sum(device not in shown and device.physfn is None for device in topology.devices)
-    if hidden:
-        lines += ["", screen.paint(f"{count(hidden, 'bridge or chipset device')} not shown; --all shows them", "dim")]
+    bridges = 0 if everything else sum(not is_endpoint(device) for device in topology.devices)
+    if bridges or chipset:
+        hidden = f"{count(bridges, 'bridge')} not shown; " if bridges else ""
+        lines += ["", screen.paint(f"{hidden}--all shows every function of the host", "dim")]
     return lines
+
+
+def _by_root_complex(devices: Sequence[HostDevice]) -> list[list[HostDevice]]:
+    """The devices that stand in one place of the tree together."""
+    found: dict[tuple[object, ...], list[HostDevice]] = {}
+    for device in devices:
+        found.setdefault(_order(device)[:4], []).append(device)
+    return list(found.values())
+
+
+def _chipset_label(functions: Sequence[HostDevice], screen: Screen, describer: Describer) -> str:
+    kinds = Counter(describer.kind(device) for device in functions)
+    text = ", ".join(kind if number == 1 else f"{number} {kind}" for kind, number in sorted(kinds.items()))
+    return screen.paint(f"{count(len(functions), 'function')} of the chipset: {text}", "dim")
 
 
 def side_by_side(
@@ -64,14 +83,14 @@ def side_by_side(
     left = [Row((screen.paint("HOST", "bold"),))]
     for item in sorted(passed, key=lambda item: _order(item.device)):
         if item.device is None:
-            left.append(Row(("not on the host at the moment", f"{marks[item.source]} {item.source}"), item.source))
+            left.append(Row(("not on the host at the moment", f"{marks[item.source]} {printable(item.source)}"), item.source))
             continue
         name = str(item.device.address)
-        more = "" if item.source == name else screen.paint(f"  {_short(item.source, name)}", "dim")
+        more = "" if item.source == name else screen.paint(f"  {printable(_short(item.source, name))}", "dim")
         label = f"{marks[item.source]} {name}\t{describer.kind(item.device)}{more}"
-        above = (*_root_labels(topology, item.device, screen), *_switch_labels(item.device, screen))
+        above = (*_root_labels(topology, item.device, screen), *_switch_labels(item.device))
         left.append(Row((*above, label), item.source))
-    right = [Row((screen.paint(f"GUEST {guest.domain.name}", "bold"),)), *guest_rows(guest, marks, screen, nodes)]
+    right = [Row((screen.paint(f"GUEST {printable(guest.domain.name)}", "bold"),)), *guest_rows(guest, marks, screen, nodes)]
     return screen.beside(screen.tree(left), screen.tree(right))
 
 
@@ -91,7 +110,8 @@ def guest_rows(guest: Guest, marks: Mapping[str, str], screen: Screen, nodes: Ma
 
 def _guest_row(guest: Guest, device: Passthrough, marks: Mapping[str, str], screen: Screen, nodes: Mapping[int, int]) -> Row:
     if device.address is None:
-        return Row((screen.paint(_ADDRESSLESS[device.given], "bold"), f"{marks[device.source]} {device.source}"), device.source)
+        head = screen.paint(_ADDRESSLESS[device.given], "bold")
+        return Row((head, f"{marks[device.source]} {printable(device.source)}"), device.source)
     labels = [_cell_label(guest, guest.cell(device.address), screen, nodes)]
     top = guest.top(device.address)
     for controller in guest.path(device.address):
@@ -100,6 +120,19 @@ def _guest_row(guest: Guest, device: Passthrough, marks: Mapping[str, str], scre
         elif controller.model == SWITCH:
             labels.append(f"switch  {screen.paint(_whose(guest, controller), 'dim')}")
     return Row((*labels, f"{marks[device.source]} {device.address}"), device.source)
+
+
+def device_state(guest: Guest, source: str, placed: bool, screen: Screen) -> str:
+    """In a word or two, whether and where the guest has the device: what is not placed may still sit on somebody's own expander bus."""
+    device = guest.device(source)
+    if placed:
+        return screen.paint("placed", "green")
+    if device is not None and device.given is not Given.PCI:
+        return screen.paint(_ADDRESSLESS[device.given], "dim")
+    top = None if device is None or device.address is None else guest.top(device.address)
+    if top is None:
+        return screen.paint("default root", "yellow")
+    return screen.paint(f"controller {top.index}" if guest.is_ours(top) else "its owner's expander", "yellow")
 
 
 def _cell_label(guest: Guest, number: Optional[int], screen: Screen, nodes: Mapping[int, int]) -> str:
@@ -131,12 +164,12 @@ def _node_label(topology: Topology, number: Optional[int], screen: Screen) -> st
 
 
 def _root_labels(topology: Topology, device: HostDevice, screen: Screen) -> tuple[str, str]:
-    name = device.root_complex[3:] if device.root_complex else "unknown"
+    name = printable(device.root_complex[3:]) if device.root_complex else "unknown"
     return _node_label(topology, device.node, screen), f"root complex {name}"
 
 
-def _switch_labels(device: HostDevice, screen: Screen) -> tuple[str, ...]:
-    return tuple(f"switch {upstream}" for upstream, _ in device.switches)
+def _switch_labels(device: HostDevice) -> tuple[str, ...]:
+    return tuple(f"switch {printable(upstream)}" for upstream, _ in device.switches)
 
 
 def _device_label(device: HostDevice, screen: Screen, describer: Describer) -> str:
@@ -145,14 +178,14 @@ def _device_label(device: HostDevice, screen: Screen, describer: Describer) -> s
         words.append(count(len(device.virtfns), "VF"))
     if sum(device.bars) >= 1 << 28:
         words.append(f"BARs {size(sum(device.bars))}")
-    if device.driver and not device.is_bridge:
-        words.append(device.driver)
-    if device.iommu_group is not None and not device.is_bridge:
-        words.append(f"group {device.iommu_group}")
+    if device.driver and is_endpoint(device):
+        words.append(printable(device.driver))
+    if device.iommu_group is not None and is_endpoint(device):
+        words.append(f"group {printable(device.iommu_group)}")
     if device.node_from == "local_cpulist":
         words.append("node told by local_cpulist")
     label = f"{device.address}\t" + f" {screen.mark('dot')} ".join(word for word in words if word)
-    return label if device.problem is None else f"{label} {screen.paint(device.problem, 'red')}"
+    return label if device.problem is None else f"{label} {screen.paint(printable(device.problem), 'red')}"
 
 
 def tags(passed: Sequence[Passed], screen: Screen) -> dict[str, str]:
@@ -162,6 +195,11 @@ def tags(passed: Sequence[Passed], screen: Screen) -> dict[str, str]:
         item.source: screen.paint(_letter(number), node_colour(item.device.node if item.device else None), "bold")
         for number, item in enumerate(ordered)
     }
+
+
+def letters(marks: Mapping[str, str], sources: Sequence[str]) -> str:
+    """The devices' letters in a row, in the order of the drawing."""
+    return ", ".join(mark for source, mark in marks.items() if source in sources)
 
 
 def _letter(number: int) -> str:
@@ -180,10 +218,6 @@ def node_colour(node: Optional[int]) -> str:
 def _short(source: str, address: str) -> str:
     """What of a ``source`` is news beside the host address."""
     return source[len(address) :].replace("#", "namespace ") if source.startswith(address) else source
-
-
-def _in_order(devices: Sequence[HostDevice]) -> list[HostDevice]:
-    return sorted(devices, key=_order)
 
 
 def _order(device: Optional[HostDevice]) -> tuple[bool, bool, int, str, object]:

@@ -11,18 +11,20 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.distance import guest_spot, host_spot
 from pcinuma.cli.guest import Guest
+from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
 from pcinuma.cli.sources import DomainSource, read_source
-from pcinuma.cli.words import cell, node, sentence
+from pcinuma.cli.words import cell, command, node, sentence
 from pcinuma.engine import DeviceReport, place
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
 from pcinuma.placement.reason import Reason
+from pcinuma.printable import printable
 from pcinuma.settings import GroupBy
 
 NAME = "verify"
@@ -71,8 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    source = read_source(args.domain, live=True)
-    verdicts = judge(source, host_root())
+    with Progress("comparing guest and host"):
+        source = read_source(args.domain, live=True)
+        verdicts = judge(source, host_root())
     passed = all(verdict.passed for verdict in verdicts)
     if args.json:
         data = {"domain": source.name, "passed": passed, "devices": [verdict.as_json() for verdict in verdicts]}
@@ -83,11 +86,14 @@ def run(args: argparse.Namespace) -> int:
     for verdict in verdicts:
         word = screen.paint("PASS", "green") if verdict.passed else screen.paint("FAIL", "red", "bold")
         device = verdict.device
-        rows.append((word, device.source, node(device.host_node), cell(verdict.seen), verdict.address or "-", verdict.message))
-    lines = screen.table(rows, ("", "DEVICE", "HOST", "GUEST SEES", "ADDRESS", "")) if rows else [f"{source.name}: no passthrough devices"]
-    print("\n".join(lines))
+        place_in_guest = (node(device.host_node), cell(verdict.seen), verdict.address or "-")
+        rows.append((word, printable(device.source), *place_in_guest, printable(verdict.message)))
+    if not rows:
+        print(f"{printable(source.name)}: no passthrough devices")
+    else:
+        print("\n".join(screen.table(rows, ("", "DEVICE", "HOST", "GUEST SEES", "ADDRESS", ""))))
     if not passed:
-        print(f"\n`pcinuma plan {source.name}` shows what its next start would change")
+        print(f"\n`{command('plan', source.name)}` shows what its next start would change")
     return EXIT_DONE if passed else EXIT_NEGATIVE
 
 
@@ -95,10 +101,13 @@ def judge(source: DomainSource, root: Path) -> list[Verdict]:
     """The verdict on every passthrough device of a running domain."""
     guest = Guest.read(source.xml, frozenset(source.pools))
     # What place() would *do* does not matter here; its report says for each device the host node and the cell that stands for it.
-    result = place(source.xml, source.request(root))
-    topology = read_topology(root)
+    return judge_devices(place(source.xml, source.request(root)).devices, guest, read_topology(root))
+
+
+def judge_devices(devices: Sequence[DeviceReport], guest: Guest, topology: Topology) -> list[Verdict]:
+    """The verdict on each of ``devices`` where ``guest`` has them."""
     group_by = guest.domain.placement.group_by if guest.domain.placement is not None else None
-    verdicts = [_judge_cell(report, guest) for report in result.devices]
+    verdicts = [_judge_cell(report, guest) for report in devices]
     if group_by is GroupBy.NODE:
         return verdicts
     return [_judge_company(verdict, verdicts, guest, topology) for verdict in verdicts]

@@ -8,12 +8,15 @@ from pathlib import Path
 import pytest
 
 from pcinuma.cli import main
+from pcinuma.cli.describe import is_endpoint
 from pcinuma.cli.distance import Distance, Spot, distance
 from pcinuma.cli.explain import explain
 from pcinuma.cli.sources import DomainSource
 from pcinuma.cli.verify import judge
+from pcinuma.host.topology import read_topology
 from pcinuma.placement.reason import Reason
 from pcinuma.settings import GroupBy
+from tests.golden.cases import BY_NAME, CASES
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
 
@@ -136,3 +139,54 @@ def test_emulated_devices_with_a_host_device_behind_them_are_explained_where_the
     assert ("guest  0000:03:00.0: default root, no cell" in text) is (setting == "on")
     assert main(["topology", str(root / "vm.xml"), "--root", str(root)]) == 0
     assert ("5 emulated devices" in capsys.readouterr().out) is (setting == "off")
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    assert main(list(words)) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("cell", "message"), [("0", "the guest sees it where the host has it"), ("1", "but the guest sees it under cell 1")]
+)
+def test_a_device_on_its_owners_expander_is_compared_with_the_host(
+    cell: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MACHINES["two-sockets"]().write(tmp_path)
+    xml = (GOLDEN / "foreign-expander-in.xml").read_text()
+    assert xml.count("<node>0</node>") == 1
+    (tmp_path / "vm.xml").write_text(xml.replace("<node>0</node>", f"<node>{cell}</node>"))
+    text = said(capsys, "explain", str(tmp_path / "vm.xml"), "--root", str(tmp_path))
+    block = next(part for part in text.split("\n\n") if part.startswith("0000:17:00.0"))
+    assert "default root" not in block
+    assert f"cell {cell}, pcie-expander-bus 1" in block
+    assert message in block
+
+
+@pytest.mark.parametrize("devices", [1, 2, 5])
+def test_a_reason_that_several_devices_have_is_said_once_with_all_of_them(
+    devices: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    MACHINES["eight-gpus"]().write(tmp_path)
+    domain = two_cells()
+    names = [device.address for device in read_topology(tmp_path).devices if is_endpoint(device)][: devices + 1]
+    for name in names:
+        domain = domain.hostdev(str(name)[5:])
+    for name in names[:devices]:
+        domain = domain.keep(str(name))
+    (tmp_path / "vm.xml").write_bytes(domain.formatted())
+    for command in ("explain", "topology"):
+        text = said(capsys, command, str(tmp_path / "vm.xml"), "--root", str(tmp_path))
+        (line,) = (line for line in text.split("\n") if Reason.KEPT.sentence in line)
+        if command == "explain" and devices > 1:
+            assert all(str(name) in line for name in names[:devices])
+            assert str(names[devices]) not in line
+
+
+@pytest.mark.parametrize("name", [case.name for case in CASES if case.stored])
+def test_no_header_says_not_placed_above_placed_devices(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = BY_NAME[name].host().write(tmp_path / "host")
+    text = said(capsys, "explain", str(GOLDEN / f"{name}-in.xml"), "--root", str(root))
+    header, placed = text.split("\n")[0], re.search(r"^\S+  .*  placed$", text, re.MULTILINE) is not None
+    assert not (placed and header.endswith("not placed"))
+    assert placed or "stays as it was placed" not in header

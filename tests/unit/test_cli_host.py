@@ -8,13 +8,14 @@ import re
 import subprocess
 import tarfile
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
 from pcinuma.cli import main
 from pcinuma.host.topology import read_topology
 from tests.golden.cases import CASES
-from tests.hosts.build import NIC, Host
+from tests.hosts.build import NIC, Host, Kind
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
 
@@ -47,6 +48,39 @@ def test_topology_shows_every_device_that_could_be_passed_through(machine: Path,
         assert f"{device.address} " in everything
         if not device.is_bridge:
             assert (f"{device.address} " in short) == (device.physfn is None)
+
+
+@pytest.mark.parametrize(
+    ("kind", "slot", "driver", "shown"),
+    [
+        (0x068000, True, None, True),  # an NVSwitch
+        (0x068000, False, None, False),  # "other bridge" of the chipset
+        (0x068000, False, "vfio-pci", True),
+        (0x050200, True, None, True),  # CXL memory
+        (0x088000, True, None, True),
+        (0x0B4000, False, None, True),  # a co-processor in the root complex
+        (0x060100, False, None, False),  # ISA bridge
+        (0x130000, True, None, False),  # a dummy function, of which AMD has one below each internal bridge
+        (0x060700, True, None, False),  # CardBus
+        (0x120000, True, None, True),
+        (0x0C0330, False, None, True),
+    ],
+)
+def test_what_can_be_passed_through_has_a_line_and_the_chipset_one_for_each_root_complex(
+    kind: int, slot: bool, driver: Optional[str], shown: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = Host().node(0, "0-3")
+    root = host.rc("pci0000:16", node=0)
+    function = Kind(kind, 0x10DE, 0x22A3, driver or "none")
+    place = root.port("16:00.0").device("17:00.0", function) if slot else root.device("16:1f.0", function)
+    tree, address = host.write(tmp_path), f"0000:{place.address[-7:]}"
+    assert main(["topology", "--root", str(tree)]) == 0
+    text = capsys.readouterr().out
+    assert (f"{address} " in text) is shown
+    bridge = kind >> 8 == 0x0607
+    assert ("1 function of the chipset" in text) is (not shown and not bridge)
+    assert main(["topology", "--root", str(tree), "--all"]) == 0
+    assert f"{address} " in capsys.readouterr().out
 
 
 def test_an_unpacked_capture_reads_like_the_machine_itself(machine: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

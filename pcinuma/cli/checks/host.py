@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
-from pcinuma.cli.describe import count, is_chipset
+from pcinuma.cli.describe import count, is_chipset, is_endpoint
 from pcinuma.errors import ConfigError, HostError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
 from pcinuma.settings import configuration_files, load_settings
@@ -49,7 +49,7 @@ def _nodes(topology: Topology) -> Finding:
 
 
 def _affinity(topology: Topology) -> Finding:
-    devices = [device for device in topology.devices if not device.is_bridge and not is_chipset(device)]
+    devices = [device for device in topology.devices if is_endpoint(device) and not is_chipset(device)]
     what = "device affinity"
     problems = [device for device in devices if device.problem is not None]
     if problems:
