@@ -155,7 +155,8 @@ class _Job:
         except NoRoom as error:
             return self._no_room(before, error)
         if plan.doubt is not None:
-            before = self.domain = self.domain._replace(warnings=(*self.domain.warnings, self._doubtful(plan.doubt)))
+            doubt = self._doubtful(plan.doubt, before.placement is not None)
+            before = self.domain = self.domain._replace(warnings=(*self.domain.warnings, doubt))
         if before.placement is None and not plan.seats:
             return self._as_it_is(Outcome.UNCHANGED, Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence, plan)
         if self.policy is Policy.REQUIRED:
@@ -171,9 +172,12 @@ class _Job:
         if self.request.replan and xml == self.xml:
             return self._as_it_is(Outcome.UNCHANGED, Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence, plan)
         grouping = plan.placement.group_by
-        return Result(Outcome.PLACED, None, plan.stepped_down, grouping, devices, xml, False, self.domain.warnings)
+        message = plan.stepped_down or (None if plan.doubt is None else self._doubtful(plan.doubt, before.placement is not None))
+        return Result(Outcome.PLACED, None, message, grouping, devices, xml, False, self.domain.warnings)
 
-    def _doubtful(self, why: str) -> str:
+    def _doubtful(self, why: str, standing: bool) -> str:
+        if not standing:
+            return f"UEFI firmware may leave devices without memory: {why}"
         hint = f"'pcinuma apply {self.domain.name or 'DOMAIN'} --replan' takes the layout back if it does not fit"
         return f"UEFI firmware may leave devices of the standing layout without memory: {why}; {hint}"
 

@@ -14,7 +14,7 @@ from pcinuma.address import PciAddress
 from pcinuma.domain.model import BACKED, Domain, Form, Given, Passthrough
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.place import HostReader, Place
-from pcinuma.placement.aperture import Aperture
+from pcinuma.placement.aperture import Aperture, firmware_range
 from pcinuma.placement.mapping import Mapped, NodeFacts, map_node
 from pcinuma.placement.plan_model import Target, Verdict
 from pcinuma.placement.reason import Reason
@@ -105,11 +105,9 @@ class _Surveyor:
                     io |= {device.source} if has_io else set()
                 except HostError:
                     continue  # where it matters, the device's place could not be read either
-        size = firmware.size
-        if size is None:
-            bits = firmware.bits or self.reader.address_bits()
-            size = None if bits is None else 1 << (bits - 3)
-        return Aperture(size, firmware.size is not None, bars, frozenset(io))
+        cpu = self.reader.cpu()
+        found = firmware_range(firmware, cpu.vendor, cpu.bits, cpu.gib_pages)
+        return Aperture(found.size, found.known, bars, frozenset(io), found.least, firmware, found.at_most)
 
     def _look_at(self, device: Passthrough) -> Verdict:
         form, source, reason = device.form, device.source, None

@@ -26,7 +26,6 @@ from pcinuma.ranges import parse_ranges
 DEVICES = "/sys/bus/pci/devices"
 _ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
 
-_ADDRESS_BITS = re.compile(rb"^address sizes\s*:\s*(\d+) bits physical", re.MULTILINE)
 _TO_SYS = "../../../"  # from DEVICES
 _IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
@@ -66,6 +65,14 @@ class Bars(NamedTuple):
 
     large: tuple[int, ...]
     io: bool
+
+
+class Cpu(NamedTuple):
+    """The host's CPUs: vendor, physical address bits (None: not told), and whether they have pages of 1 GiB."""
+
+    vendor: Optional[str]
+    bits: Optional[int]
+    gib_pages: bool
 
 
 class HostReader:
@@ -124,10 +131,20 @@ class HostReader:
             io = io or bool(flags & _IO)
         return Bars(tuple(sizes), io)
 
-    def address_bits(self) -> Optional[int]:
-        """The physical address bits of the host's CPUs; None where not told."""
-        found = _ADDRESS_BITS.search(self.sysfs.read_bytes("/proc/cpuinfo", 8192))
-        return int(found.group(1)) if found else None
+    def cpu(self) -> Cpu:
+        """What the first of the host's CPUs says of itself in ``/proc/cpuinfo``."""
+        says: dict[str, str] = {}
+        first = self.sysfs.read_bytes("/proc/cpuinfo", 8192).partition(b"\n\n")[0]
+        for line in first.decode(errors="replace").splitlines():
+            key, separator, value = line.partition(":")
+            if separator:
+                says.setdefault(key.strip(), value.strip())
+        words = says.get("address sizes", "").split()
+        bits = int(words[0]) if words and words[0].isascii() and words[0].isdigit() else None
+        flags = says.get("flags", "").split()
+        if bits is not None and "sme" in flags and says.get("vendor_id") == "AuthenticAMD":
+            bits = max(bits, 48)  # the kernel has taken off those that encrypt memory, QEMU reads CPUID
+        return Cpu(says.get("vendor_id") or None, bits, "pdpe1gb" in flags or not flags)
 
     def mdev_parent(self, uuid: str) -> Optional[PciAddress]:
         """The PCI device that the mediated device ``uuid`` is a part of; None where its parent is of another kind.

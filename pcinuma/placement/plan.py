@@ -85,7 +85,7 @@ def _attempt(
     roots = attempt.roots()
     misfit = wish.aperture.misfit(roots, attempt.layout.main_hotplug())
     if misfit is None:
-        return found
+        return found._replace(doubt=wish.aperture.caution(roots))
     if (standing or not (found.add or found.moves)) and not wish.aperture.is_certain(roots):
         return found._replace(doubt=misfit)
     raise NoAperture(misfit)
