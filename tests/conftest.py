@@ -1,34 +1,108 @@
-"""Options, and what holds for every part of the tests: no test is skipped in silence, and the time that each part took is told.
+"""Options, and what holds for every part of the tests: the same surroundings everywhere, and no test is skipped in silence.
 
-Where ``CI=true`` a skipped test is a failure of the run: it means that something the tests need is missing.
+Of a user's environment only :data:`KEPT` reaches the tests, with a home of their own, UTC and the usual umask. Where ``CI=true`` a skipped
+test is a failure of the run: it means that something the tests need is missing.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import shutil
+import tempfile
+import time
 from collections import Counter
+from collections.abc import Generator
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+from tests import needs
+
+PARTS = ("lab", "guest", "libvirt", "unit", "golden")
+SHARE_A_HOST = ("tests/lab/test_life_on_a_host.py", "tests/lab/test_what_the_guest_sees.py")
 SKIPS_FAIL = os.environ.get("CI") == "true"
+
+KEPT = re.compile(
+    r"PATH|TERM|CI|USER|LOGNAME|PCINUMA_(TEST|LAB)_\w+|PCINUMA_(CHROOTS|THOROUGH)|PYTEST_\w+"
+    r"|(?i:https?|no)_proxy|\w*_CA_?BUNDLE|PIP_\w+|SSL_CERT_\w+"
+)
+"""The variables of the environment that say what there is to run and how to get it, and nothing about how it ought to look or behave."""
 
 _seconds: Counter[str] = Counter()
 _tests: Counter[str] = Counter()
-_skipped: list[str] = []
+_skipped: dict[str, list[str]] = {}  # reason -> tests
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--regenerate", action="store_true", help="write the golden files anew; look at the difference before you commit it")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # How long an example takes is decided by what else the machine has to do.
+    settings.register_profile("any machine", deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True)
+    settings.load_profile("any machine")
+    os.umask(0o022)
+    if hasattr(config, "workerinput"):
+        return  # its environment is that of the process that started it
+    for name in [name for name in os.environ if not KEPT.fullmatch(name)]:
+        del os.environ[name]
+    home = tempfile.mkdtemp(prefix="pcinuma-home-")
+    config.add_cleanup(lambda: shutil.rmtree(home, ignore_errors=True))
+    os.environ.update(HOME=home, LANG="C.UTF-8", PYTHONNOUSERSITE="1")
+    tempfile.tempdir = None
+    if config.option.basetemp is None:
+        # Not pytest's own place for all runs of a user: there each run deletes what earlier ones left, and waits for that.
+        config.option.basetemp = tempfile.mkdtemp(prefix="pcinuma-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+    time.tzset()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are what is spread over processes, those that last longest first; what shares a virtual host is one."""
+    items.sort(key=lambda item: _first(item.nodeid))
+    for item in items:
+        file = item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group("a virtual host" if file in SHARE_A_HOST else file))
+
+
+def _first(nodeid: str) -> int:
+    if nodeid.partition("::")[0] in SHARE_A_HOST:
+        return 0
+    return 1 + PARTS.index(_part(nodeid)) if _part(nodeid) in PARTS else len(PARTS) + 1
+
+
+def _part(nodeid: str) -> str:
+    return nodeid.removeprefix("tests/").split("/")[0]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """A file that imports a module which is a package of the distribution's, and which is not installed, is skipped with that reason."""
+    report = yield
+    if report.failed and (missing := re.search(r"ModuleNotFoundError: No module named '(libvirt|libvirtaio)'", str(report.longrepr))):
+        report.outcome = "skipped"
+        report.longrepr = (str(collector.path), 0, f"Skipped: {needs.module(missing.group(1))}")
+    return report
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    part = report.nodeid.removeprefix("tests/").split("/")[0]
-    _seconds[part] += report.duration
+    _seconds[_part(report.nodeid)] += report.duration
     if report.when == "call":
-        _tests[part] += 1
+        _tests[_part(report.nodeid)] += 1
     if report.skipped and not hasattr(report, "wasxfail"):
-        _skipped.append(report.nodeid)
+        _note_skip(report)
+
+
+def pytest_collectreport(report: pytest.CollectReport) -> None:
+    if report.skipped:
+        _note_skip(report)
+
+
+def _note_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+    _skipped.setdefault(reason.removeprefix("Skipped: "), []).append(report.nodeid)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -39,8 +113,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     for part, seconds in _seconds.items():
         terminalreporter.write_line(f"{part}: {_tests[part]} tests in {seconds:.1f} s")
-    if _skipped:
-        verdict = "and where CI=true that fails the run" if not SKIPS_FAIL else "which fails this run"
-        terminalreporter.write_line(f"SKIPPED {len(_skipped)} tests, {verdict}:", red=True)
-        for nodeid in _skipped:
-            terminalreporter.write_line(f"  {nodeid}", red=True)
+    for reason, nodeids in _skipped.items():
+        terminalreporter.write_line(f"NOT RUN {len(nodeids)}{' (which fails this run)' if SKIPS_FAIL else ''}: {reason}", red=True)
+        files = Counter(nodeid.partition("::")[0] for nodeid in nodeids)
+        for file, number in files.items():
+            terminalreporter.write_line(f"  {file}: {number}", red=True)

@@ -55,7 +55,7 @@ mount -t devtmpfs devtmpfs /dev
 
 TREE_INIT = "#!/bin/sh\n" + MOUNTS + PRINT_TREE + "exec >/dev/ttyS0 2>&1\nprint_tree\n" + RESET
 
-_APPLETS = ("sh", "mount", "sleep", "cat", "echo", "ls", "insmod", "mkdir", "ln", "dd", "switch_root", "od", "stty")
+_APPLETS = ("sh", "mount", "sleep", "cat", "echo", "ls", "insmod", "mkdir", "mknod", "ln", "dd", "switch_root", "od", "stty")
 
 
 def busybox() -> Path:

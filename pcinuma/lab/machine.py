@@ -28,6 +28,8 @@ from pcinuma.lab.kernel import Kernel
 
 CMDLINE = "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr pcie_ports=compat"
 GUEST_TCG = "tcg,thread=single"
+PATIENCE = 900.0
+"""Seconds after which a guest that has not said its last word is given up: an emulated one needs ten, and a busy machine ten times that."""
 STALL = "rcu_preempt detected stalls"
 _OVMF = (("OVMF", "_4M.fd"), ("OVMF", ".fd"), ("edk2/ovmf", ".fd"))
 
@@ -123,7 +125,7 @@ def accelerator(kernel: Kernel) -> str:
 
 
 def boot_tree(
-    kernel: Kernel, hardware: Sequence[str], scratch: Path, *, firmware: str = "seabios", timeout: float = 60, aperture_mib: int = 0
+    kernel: Kernel, hardware: Sequence[str], scratch: Path, *, firmware: str = "seabios", timeout: float = PATIENCE, aperture_mib: int = 0
 ) -> Run:
     """Boot ``hardware`` (arguments for QEMU) with the kernel that prints its tree.
 

@@ -2,7 +2,8 @@
 
 Exported read-only, each by itself: ``/usr/bin sbin lib lib64 libexec share``, the checkout, the modules of the kernel. Homes,
 ``/usr/local``, ``/var`` and ``/etc`` are not: the virtual host's ``/etc`` is made here, of what programs need to run (the linker's cache,
-the alternatives' links, D-Bus' and Python's configuration, the names of system accounts), and holds no secret. On top of all lies a
+the alternatives' links, D-Bus' and Python's configuration, the names of system accounts), and holds no secret. A pcinuma
+that is installed here, of whatever version, is hidden (:func:`installed`): what runs there is the checkout's. On top of all lies a
 tmpfs, so the virtual host can install into ``/usr`` and this machine never sees it. One more export is writable: the folder of the job,
 by which work goes in and results come out.
 
@@ -13,7 +14,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 from pcinuma.lab import initramfs
@@ -49,8 +52,8 @@ export_of() { # TAG TARGET OPTIONS
 }
 for part in @PARTS@; do
     export_of "usr-$part" "/mnt/lower/$part" ro,cache=loose
-    mkdir -p "/mnt/upper/$part" "/mnt/work/$part" "usr/$part"
-    layers="lowerdir=/mnt/lower/$part,upperdir=/mnt/upper/$part,workdir=/mnt/work/$part"
+    mkdir -p "/mnt/hidden/$part" "/mnt/upper/$part" "/mnt/work/$part" "usr/$part"
+    layers="lowerdir=/mnt/hidden/$part:/mnt/lower/$part,upperdir=/mnt/upper/$part,workdir=/mnt/work/$part"
     mount -t overlay -o "$layers" overlay "usr/$part" || echo "@@ cannot lay a tmpfs over $part"
     [ -e "$part" ] || ln -s "usr/$part" "$part"
 done
@@ -80,10 +83,19 @@ def parts() -> list[str]:
     return [part for part in _PROGRAMS if (root() / "usr" / part).is_dir() and not (root() / "usr" / part).is_symlink()]
 
 
+@cache
+def installed(root: Path) -> tuple[str, ...]:
+    """The files and folders of a pcinuma that is installed in ``root``, of whatever version and by whatever means, relative to its /usr."""
+    # By name, since another version may have put other files there; deeper than this no distribution puts a program, unit, page or module.
+    argv = ["find", str(root / "usr"), "-xdev", "-mindepth", "2", "-maxdepth", "5", "-name", "*pcinuma*", "-prune", "-printf", "%P\\n"]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, check=False)  # a folder may be unreadable
+    return tuple(sorted(done.stdout.splitlines()))
+
+
 def image(kernel: Kernel) -> bytes:
     """The virtual host's initramfs."""
     init = INIT.replace("@PARTS@", " ".join(parts())).replace("@RELEASE@", kernel.release)
-    files = {"init": init.encode()}
+    files = {"init": init.encode(), "hidden": "".join(f"{file}\n" for file in installed(root())).encode()}
     for number, (name, content) in enumerate(initramfs.modules(kernel, MODULES)):
         files[f"modules/{number:02}-{name}"] = content
     return initramfs.image(files)
@@ -104,22 +116,22 @@ def exports(kernel: Kernel, checkout: Path, job: Path) -> list[str]:
     return argv
 
 
-def write_etc(etc: Path) -> None:
-    """The virtual host's /etc."""
+def write_etc(etc: Path, root: Path) -> None:
+    """The /etc of a host that runs the programs of ``root``, and has nothing that an administrator or another package configured there."""
     etc.mkdir(parents=True)
-    for name in (*_ETC, *(item.name for item in (root() / "etc").glob("python3*"))):
-        source = root() / "etc" / name
+    for name in (*_ETC, *(item.name for item in (root / "etc").glob("python3*"))):
+        source = root / "etc" / name
         if source.is_dir():
             shutil.copytree(source, etc / name, symlinks=True, ignore=_unreadable)
         elif source.is_file():
             shutil.copy(source, etc / name)
-    (etc / "passwd").write_text("".join(f"{name}:x:{uid}:{gid}::/:/bin/sh\n" for name, uid, gid in _entries("passwd", _ACCOUNTS)))
-    (etc / "group").write_text("".join(f"{name}:x:{gid}:\n" for name, gid, _ in _entries("group", (*_ACCOUNTS, *_GROUPS))))
+    (etc / "passwd").write_text("".join(f"{name}:x:{uid}:{gid}::/:/bin/sh\n" for name, uid, gid in _entries(root, "passwd", _ACCOUNTS)))
+    (etc / "group").write_text("".join(f"{name}:x:{gid}:\n" for name, gid, _ in _entries(root, "group", (*_ACCOUNTS, *_GROUPS))))
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
     (etc / "hosts").write_text("127.0.0.1 localhost virtual-host\n")
     (etc / "hostname").write_text("virtual-host\n")
     (etc / "machine-id").write_text("5c1d2f0a7e904c7e8f4d6b1a20c93e17\n")
-    if (root() / "usr/lib/os-release").is_file():
+    if (root / "usr/lib/os-release").is_file():
         (etc / "os-release").symlink_to("../usr/lib/os-release")
     (etc / "libvirt" / "qemu").mkdir(parents=True)
     (etc / "libvirt" / "libvirtd.conf").write_text(_LIBVIRTD)
@@ -131,10 +143,10 @@ def _unreadable(folder: str, names: Sequence[str]) -> list[str]:
     return [name for name in names if not (Path(folder, name).is_symlink() or Path(folder, name).is_dir() or Path(folder, name).is_file())]
 
 
-def _entries(file: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
+def _entries(root: Path, file: str, names: Sequence[str]) -> list[tuple[str, str, str]]:
     """Name and the two fields after the password of each account or group of ``names`` that the distribution has."""
     found: dict[str, tuple[str, str, str]] = {}
-    for line in (root() / "etc" / file).read_text().splitlines():
+    for line in (root / "etc" / file).read_text().splitlines():
         name, _, rest = line.partition(":")
         fields = rest.split(":")
         if len(fields) >= 3:

@@ -114,7 +114,7 @@ def run(
     folder = scratch / "job"
     (folder / "out").mkdir(parents=True)
     (folder / "images").mkdir()
-    userland.write_etc(folder / "etc")
+    userland.write_etc(folder / "etc", userland.root())
     (folder / "start").write_text(START)
     (folder / "library").write_text(LIBRARY)
     (folder / "tree").write_text(initramfs.PRINT_TREE)

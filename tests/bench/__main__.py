@@ -1,8 +1,8 @@
 """Prints what pcinuma costs, each figure with its baseline and its limit; ``--check`` makes a broken limit an error.
 
 Processes are started in turn with their baseline, and the figure is the median of the pairs' ratios: what makes a machine slow for a while
-slows both. Figures of one kind are taken in turn, too. Needs root and libvirt for the last part (500 domains on a private libvirtd), which
-``--quick`` leaves out.
+slows both. Figures of one kind are taken in turn, too. Needs root and libvirt for the last parts (starts after a define, 500 domains on a
+private libvirtd), which ``--quick`` leaves out.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from pcinuma import engine
+from pcinuma.daemon import server
 from pcinuma.engine import Request
 from pcinuma.settings import GroupBy
+from tests.bench import starts
 from tests.bench.domains import Sweep, many_domains
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.machines import eight_gpus
@@ -28,6 +30,7 @@ PYTHON = "/usr/bin/python3"
 NOTHING_LIMIT, PREPARE_LIMIT = 2.0, 1.5
 PLACE_LIMIT_MS, PLACE_BLOCK = 1.0, 20
 DOMAINS, SWEEP_LIMIT_S = 500, 10.0
+MUTE_LIMIT = 1.05
 MEMORY_LIMIT_MB = 60.0
 
 
@@ -120,6 +123,28 @@ def place_figures(host: Path, rounds: int) -> list[Figure]:
     return [Figure(what, statistics.median(took), "ms", PLACE_LIMIT_MS, f"best {min(took):.2f} ms") for what, took in times.items()]
 
 
+def mute_figure(base: Path, rounds: int) -> Figure:
+    """What a daemon that accepts and never answers costs a start."""
+    given = base / "mute.xml"
+    given.write_bytes(sixteen_devices().formatted())
+    listener = server.listen(base / "mute")
+    os.environ["PCINUMA_SOCKET"] = str(base / "mute")
+    prepare, second = [str(HOOK), "vm", "prepare", "begin", "-"], [PYTHON, "-IS", "-c", "import time; time.sleep(1)"]
+    figure = beside("hook, a daemon that never answers / python3 that sleeps 1 s", prepare, second, given, rounds, MUTE_LIMIT)
+    listener.close()
+    return figure
+
+
+def start_figures(base: Path, rounds: int) -> list[Figure]:
+    """The race between the daemon and whoever starts what he has just defined."""
+    measured = starts.starts(rounds, base)
+    ratio, detail = starts.soon(measured)
+    return [
+        Figure("define to placed / the define itself", ratio, "x", None, detail),
+        Figure("starts 5 ms after the define that boot placed", 100 * measured.won / measured.tried, "%", None, f"of {measured.tried}"),
+    ]
+
+
 def sweep_figures(sweep: Sweep) -> list[Figure]:
     """The daemon's start with many domains."""
     return [
@@ -142,14 +167,20 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         host = eight_gpus().write(base / "host")
-        for part in (lambda: hook_figures(base, host, options.rounds), lambda: place_figures(host, 10 * options.rounds)):
+        alone = (
+            lambda: hook_figures(base, host, options.rounds),
+            lambda: [mute_figure(base, options.rounds // 10)],
+            lambda: place_figures(host, 10 * options.rounds),
+        )
+        for part in alone:
             for figure in part():
                 figures.append(figure)
                 print(figure.line(), flush=True)
         if not options.quick:
-            for figure in sweep_figures(many_domains(DOMAINS, base)):
-                figures.append(figure)
-                print(figure.line(), flush=True)
+            for part in (lambda: start_figures(base, options.rounds // 3), lambda: sweep_figures(many_domains(DOMAINS, base))):
+                for figure in part():
+                    figures.append(figure)
+                    print(figure.line(), flush=True)
     missed = [figure for figure in figures if figure.limit is not None and figure.value > figure.limit]
     return 1 if missed and options.check else 0
 

@@ -45,7 +45,7 @@ def boot(
     scratch: Path,
     *,
     firmware: str = "seabios",
-    timeout: float = 120,
+    timeout: float = machine.PATIENCE,
     gpu_bar_mib: int = 16,
     kind: Optional[Endpoint] = None,
 ) -> Booted:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator
 
 import pytest
 
@@ -29,15 +29,6 @@ def lab_kernel() -> kernel.Kernel:
 
 @pytest.fixture(scope="session")
 def largest_guest(lab_kernel: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Booted]]:
-    """The largest guest, booting since this fixture was first asked for."""
+    """The largest guest, which boots."""
     with ThreadPoolExecutor(1) as pool:
         yield largest.start(lab_kernel, tmp_path_factory.mktemp("largest"), pool)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def started_early(request: pytest.FixtureRequest) -> Optional[Future[Booted]]:
-    """Start the largest guest before the first test, if a test of this session wants it: the two share the machine's cores."""
-    if any("largest_guest" in getattr(item, "fixturenames", ()) for item in request.session.items):
-        started: Future[Booted] = request.getfixturevalue("largest_guest")
-        return started
-    return None

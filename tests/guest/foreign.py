@@ -67,7 +67,7 @@ def fetch(name: str, cache: Path) -> Foreign:
         return Foreign(architecture, folder / "image", folder / "busybox", firmware)
 
 
-def boot(foreign: Foreign, hardware: Sequence[str], scratch: Path, *, device_tree: bool = False, timeout: float = 90) -> Run:
+def boot(foreign: Foreign, hardware: Sequence[str], scratch: Path, *, device_tree: bool = False, timeout: float = machine.PATIENCE) -> Run:
     """Boot ``hardware`` with the kernel that prints its tree. ``device_tree``: without firmware and ACPI (aarch64)."""
     architecture = foreign.architecture
     initrd = scratch / "tree.cpio"

@@ -39,11 +39,18 @@ def _start(xml: bytes, disk: str, root: Path, scratch: Path, firmware: str, stop
         shutil.copy(variables, scratch / "vars.fd")
         argv += ["-drive", f"if=pflash,format=raw,unit=0,readonly=on,file={code}"]
         argv += ["-drive", f"if=pflash,format=raw,unit=1,file={scratch / 'vars.fd'}"]
-    return machine.run(argv, timeout=90, scratch=scratch, stop_at=stop_at).console
+    return machine.run(argv, timeout=machine.PATIENCE, scratch=scratch, stop_at=stop_at).console
 
 
-@pytest.mark.parametrize("path", ["/dev/nvme0n1", "/dev/nvme1n1"])
-@pytest.mark.parametrize("firmware", ["seabios", "ovmf"])
+@pytest.mark.parametrize(
+    ("firmware", "path"),
+    [
+        ("seabios", "/dev/nvme0n1"),
+        ("seabios", "/dev/nvme1n1"),
+        ("ovmf", "/dev/nvme1n1"),
+        pytest.param("ovmf", "/dev/nvme0n1", marks=pytest.mark.full),
+    ],
+)
 def test_a_guest_starts_from_a_placed_disk(firmware: str, path: str, lab_kernel: Kernel, tmp_path: Path) -> None:
     root = MACHINES["backed"]().write(tmp_path / "host")
     xml = two_cells().block(path).hostdev("19:00.0").formatted()

@@ -36,7 +36,7 @@ def by_hand(buses: tuple[int, int], cells: tuple[int, int] = (0, 1), strays: int
 
 
 def findings(xml: bytes, host: Path, kernel: Kernel, scratch: Path, group_by: GroupBy = GroupBy.ROOT_COMPLEX) -> list[Finding]:
-    return boot(xml, host, kernel, scratch, kind=Endpoint.NIC, timeout=60).judge(CELLS, group_by)
+    return boot(xml, host, kernel, scratch, kind=Endpoint.NIC).judge(CELLS, group_by)
 
 
 def test_a_right_layout_by_hand_passes(host: Path, lab_kernel: Kernel, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ def test_one_device_more_does_not_fit(group_by: GroupBy, tmp_path: Path) -> None
 
 
 def test_the_largest_guest_sees_every_device_where_the_host_has_it(largest_guest: Future[Booted]) -> None:
-    booted = largest_guest.result(timeout=600)
+    booted = largest_guest.result()
     assert len(booted.layout.passthrough) >= 240
     assert booted.judge(largest.CELLS, GroupBy.ROOT_COMPLEX) == []
 

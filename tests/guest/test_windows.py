@@ -40,7 +40,7 @@ def _mapped(
     """How many of the passthrough devices have BAR ``bar`` at an address."""
     (scratch / "tree.cpio").write_bytes(initramfs.tree_image(INIT))
     hardware = endpoints.hardware(layout.read(xml), kinds, gpu_bar_mib=gpu_bar_mib)
-    console = machine.boot_tree(kernel, hardware, scratch, firmware=firmware, timeout=120).console
+    console = machine.boot_tree(kernel, hardware, scratch, firmware=firmware).console
     assert "windows-end" in console
     ids = {f"{kind.device:04x}" for kind in kinds.values()}
     return sum(1 for _, id_, number, start, _ in _BAR.findall(console) if id_ in ids and int(number) == bar and int(start, 16))

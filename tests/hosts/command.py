@@ -69,6 +69,11 @@ class Command:
             "PCINUMA_SOCKET": str(self.directory / "none"),
         }
         done = subprocess.run(
-            [sys.executable, "-m", "pcinuma", *arguments], input=stdin, capture_output=True, cwd=self.directory, env=environment, timeout=60
+            [sys.executable, "-m", "pcinuma", *arguments],
+            input=stdin,
+            capture_output=True,
+            cwd=self.directory,
+            env=environment,
+            timeout=120,
         )
         return Answer(done.returncode, done.stdout, done.stderr.decode(), None)

@@ -56,7 +56,7 @@ def missing() -> Optional[str]:
     return None
 
 
-def define(documents: list[bytes], timeout: float = 120) -> list[tuple[Optional[bytes], Optional[str]]]:
+def define(documents: list[bytes], timeout: float = 300) -> list[tuple[Optional[bytes], Optional[str]]]:
     """For each XML what libvirt keeps of it (``XMLDesc`` inactive, secure), or its error."""
     directory = tempfile.mkdtemp(prefix="embed-")
     try:

@@ -1,4 +1,4 @@
-"""systemd as the first process of namespaces, on a copy-on-write view of this machine's root: units run as they do on a host.
+"""systemd as the first process of namespaces, on a copy-on-write view of this machine's programs: units run as they do on a host.
 
 What :class:`~tests.libvirt.harness.PrivateLibvirt` has no room for: the hardening of the units, readiness, socket activation, and
 what install.sh does where systemd runs. libvirtd runs inside as its own unit. Nothing that happens inside outlives it. Boots in a
@@ -7,6 +7,7 @@ few seconds, to basic.target and no further.
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -15,7 +16,8 @@ from typing import Optional
 
 import psutil
 
-from tests.libvirt.harness import CHECKOUT, HarnessError, until
+from pcinuma.lab import userland
+from tests.libvirt.harness import CHECKOUT, PATIENCE, HarnessError, until
 
 SCRIPT = Path(__file__).with_name("booted.sh")
 
@@ -26,20 +28,27 @@ class Booted:
     def __init__(self) -> None:
         self.base = Path(tempfile.mkdtemp(prefix="pcinuma-booted-"))
         self._log = self.base.with_suffix(".log")
+        self._given = self.base.with_suffix(".given")
         self._script: Optional[subprocess.Popen[bytes]] = None
         self._init = 0
 
     def __enter__(self) -> Booted:
+        self._given.mkdir()
+        userland.write_etc(self._given / "etc", Path("/"))
+        (self._given / "hidden").write_text("".join(f"{file}\n" for file in userland.installed(Path("/"))))
         with self._log.open("wb") as log:
             self._script = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "sh", str(SCRIPT), str(self.base), str(CHECKOUT)],
+                [
+                    *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount"),
+                    *("sh", str(SCRIPT), str(self.base), str(CHECKOUT), str(self._given)),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
         try:
-            self._init = until(self._systemd, "systemd to start", 30, 0.05)
-            until(self._ready, "systemd to have booted", 90, 0.1)
+            self._init = until(self._systemd, "systemd to start", interval=0.05)
+            until(self._ready, "systemd to have booted", interval=0.1)
         except BaseException as error:
             said = self._log.read_text(errors="replace")
             self.close()
@@ -57,7 +66,7 @@ class Booted:
             if self._init and psutil.pid_exists(self._init):
                 psutil.Process(self._init).kill()
             try:
-                self._script.wait(30)
+                self._script.wait(PATIENCE)
             except subprocess.TimeoutExpired:
                 self._script.kill()
                 self._script.wait()
@@ -65,6 +74,7 @@ class Booted:
             # Everything in it was mounted in the script's namespace: here it is empty.
             self.base.rmdir()
         self._log.unlink(missing_ok=True)
+        shutil.rmtree(self._given, ignore_errors=True)
 
     def _systemd(self) -> Optional[int]:
         assert self._script is not None
@@ -80,7 +90,7 @@ class Booted:
         state = self.run("systemctl", "is-system-running", check=False).stdout.strip()
         return state in ("running", "degraded", "starting") and self.active("basic.target")
 
-    def run(self, *argv: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, check: bool = True, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Run ``argv`` inside, from the checkout. ``check``: a non-zero exit raises HarnessError with what it said."""
         enter = ["nsenter", "-t", str(self._init), "-m", "-p", "-u", "-i", "-n", "-C", "-r"]
         environment = ["env", "-i", "-C", str(CHECKOUT), "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "HOME=/root", "LANG=C.UTF-8"]

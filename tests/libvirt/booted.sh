@@ -1,8 +1,8 @@
 #!/bin/sh
 # Boots systemd in namespaces, on a copy-on-write view of this machine's own root. Run by booted.py, in a mount namespace
-# of its own, with an empty folder and the checkout.
+# of its own, with an empty folder, the checkout, and a folder with the /etc to use and the list of what is hidden in /usr.
 set -eu
-base=$1 checkout=$2
+base=$1 checkout=$2 given=$3
 [ "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$PPID/ns/mnt)" ] # the mounts below are never to be seen outside
 
 mount --make-rprivate /
@@ -15,13 +15,22 @@ group=$base/cgroup/pcinuma-booted-$$
 mkdir "$group"
 echo $$ >"$group/cgroup.procs"
 
-mount -t overlay -o "lowerdir=/,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
+# Of this machine there are its programs: not what is configured on it, nor its state, nor a pcinuma that is installed on it. For overlayfs
+# such a device says that there is no file below it.
+mkdir -p "$base/hidden/usr"
+for folder in etc var root home srv opt; do
+    mknod "$base/hidden/$folder" c 0 0
+    mkdir "$base/upper/$folder"
+done
+while read -r file; do
+    mkdir -p "$base/hidden/usr/${file%/*}"
+    mknod "$base/hidden/usr/$file" c 0 0
+done <"$given/hidden"
+cp -R "$given/etc/." "$base/upper/etc"
+ln -s /run "$base/upper/var/run"
+mkdir -p "$base/upper/var/log/libvirt/qemu" "$base/upper/var/lib/libvirt/qemu" "$base/upper/var/cache/libvirt/qemu"
+mount -t overlay -o "lowerdir=$base/hidden:/,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
 root=$base/root
-# Nothing that this machine has enabled starts inside, and its pcinuma and its domains are not there.
-rm -rf "$root"/etc/systemd/system/* "$root"/etc/pcinuma "$root"/usr/lib/pcinuma "$root"/usr/bin/pcinuma* "$root"/var/lib/pcinuma \
-    "$root"/usr/lib/systemd/system/pcinuma* "$root"/etc/libvirt/hooks "$root"/etc/libvirt/qemu/*.xml "$root"/usr/sbin/policy-rc.d
-: >"$root/etc/fstab"
-mkdir -p "$root/srv"
 
 # shellcheck disable=SC2016  # expanded by the inner shell
 unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '

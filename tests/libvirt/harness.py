@@ -1,10 +1,12 @@
-"""A private host for tests: a real libvirtd, QEMU and all, that shares nothing with the machine it runs on.
+"""A private host for tests: a real libvirtd, QEMU and all, that has the programs of the machine it runs on and nothing else of it.
 
 :class:`PrivateLibvirt` makes namespaces (mount, PID, network, IPC, hostname) in which ``/etc``, ``/run``, ``/var`` and ``/dev``
-are its own, and starts virtlogd and libvirtd there. ``/dev`` has no ``kvm`` (where KVM is there but unusable, libvirt hangs), so
-guests are ``<domain type='qemu'>``. Everything private lies below :attr:`PrivateLibvirt.base`, visible from outside, so a test
-connects to :attr:`PrivateLibvirt.uri` from its own process and reads logs and state as files. ``/tmp`` and the checkout are the
-machine's own, at the same paths inside and outside.
+are its own, and starts virtlogd and libvirtd there. Its ``/etc`` is made of what programs need to run
+(:func:`pcinuma.lab.userland.write_etc`); its ``/usr`` is the machine's without a pcinuma that is installed there, below a layer of its
+own that takes what is written (:data:`USR_WRITTEN`). So no test depends on how this machine is configured. ``/dev`` has no ``kvm``
+(where KVM is there but unusable, libvirt hangs), so guests are ``<domain type='qemu'>``. Everything private lies below
+:attr:`PrivateLibvirt.base`, visible from outside, so a test connects to :attr:`PrivateLibvirt.uri` from its own process and reads logs
+and state as files. ``/tmp`` and the checkout are the machine's own, at the same paths inside and outside.
 
 Lifetime: the namespaces end, with every process in them, when the context manager is left, and also when the test process dies in
 any way. Several instances run side by side. With ``root`` the same is done inside a chroot of another distribution; where
@@ -29,12 +31,17 @@ from typing import Any, Callable, Mapping, Optional, Sequence, TypeVar, Union
 import libvirt
 import psutil
 
+from pcinuma.lab import userland
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE_SCRIPT = Path(__file__).with_name("harness_namespace.sh")
-START_TIMEOUT = 90.0
+PATIENCE = 180.0
+"""Seconds until something that will never happen is given up: many, for it must not be a busy machine that decides."""
+USR_WRITTEN = "usr/upper"
+"""Below a private host's base, in its own mount namespace: what was written to its /usr."""
 PRIVATE_FOLDERS = (
-    *("dev", "run", "etc/libvirt/hooks"),
-    *("var/tmp", "var/log/libvirt", "var/lib/libvirt", "var/cache/libvirt/qemu"),
+    *("dev", "run", "usr", "checkout", "etc/libvirt/hooks", "etc/sasl2"),
+    *("var/home", "var/tmp", "var/log/libvirt", "var/lib/libvirt", "var/cache/libvirt/qemu"),
 )
 
 LIBVIRTD_CONF = """\
@@ -64,7 +71,7 @@ class HarnessError(Exception):
     """The private host did not do what it was asked for; the text holds the output of whatever failed."""
 
 
-def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = 20.0, interval: float = 0.01) -> T:
+def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = PATIENCE, interval: float = 0.01) -> T:
     """Call ``predicate`` until it returns something true, and return that. ``what`` completes "waited N s for …"."""
     deadline = time.monotonic() + timeout
     while True:
@@ -74,11 +81,6 @@ def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = 20.0
         if time.monotonic() > deadline:
             raise HarnessError(f"waited {timeout:g} s for {what}")
         time.sleep(interval)
-
-
-def quiet() -> bool:
-    """Whether this machine's processors have little else to do, so that milliseconds mean something."""
-    return bool(psutil.cpu_percent(interval=0.5) < 25)
 
 
 def ended(process: psutil.Process) -> bool:
@@ -166,7 +168,8 @@ class PrivateLibvirt:
         shutil.rmtree(self.base, ignore_errors=True)
 
     def _make_tree(self) -> None:
-        shutil.copytree(self.root / "etc", self.base / "etc", symlinks=True, ignore=_not_copied)
+        userland.write_etc(self.base / "etc", self.root)
+        (self.base / "hidden").write_text("".join(f"{file}\n" for file in userland.installed(self.root)))
         for folder in PRIVATE_FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "var/run").symlink_to("/run")
@@ -196,7 +199,7 @@ class PrivateLibvirt:
         log.close()
         namespace = self._namespace
         ready = self.base / "ready"
-        until(lambda: ready.exists() or namespace.poll() is not None, "the namespaces", START_TIMEOUT, 0.005)
+        until(lambda: ready.exists() or namespace.poll() is not None, "the namespaces", PATIENCE, 0.005)
         if not ready.exists():
             raise HarnessError(f"the namespaces could not be made: {(self.base / 'namespace.log').read_text()}")
         (self._init,) = psutil.Process(namespace.pid).children()
@@ -212,7 +215,7 @@ class PrivateLibvirt:
             raise HarnessError("the private host is not running")
         environment = {
             "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/root",
+            "HOME": "/var/home",
             "LANG": "C.UTF-8",
             **({"PCINUMA_ROOT": str(self.host_tree)} if self.host_tree else {}),
             **(env or {}),
@@ -228,7 +231,7 @@ class PrivateLibvirt:
         input: Optional[str] = None,
         env: Optional[Mapping[str, str]] = None,
         check: bool = True,
-        timeout: float = 120,
+        timeout: float = PATIENCE,
     ) -> subprocess.CompletedProcess[str]:
         """Run ``argv`` inside and return what it printed. ``check``: a non-zero exit raises HarnessError with its stderr."""
         process = self.popen(
@@ -282,7 +285,7 @@ class PrivateLibvirt:
         for daemon in self._daemons:
             self.run([f"/run/modular/{daemon}" if self._modular else daemon, "-d", "-p", f"/run/{daemon}.pid"])
         try:
-            until(self._answers, "libvirtd to answer", START_TIMEOUT, 0.02)
+            until(self._answers, "libvirtd to answer", PATIENCE, 0.02)
         except HarnessError as error:
             raise HarnessError(f"{error}; its log: {self.log()}") from error
         capabilities = self.path("/var/cache/libvirt/qemu/capabilities")
@@ -304,7 +307,7 @@ class PrivateLibvirt:
         daemons = [process for name in self._daemons for process in self.processes(name)]
         for daemon in daemons:
             daemon.kill() if kill else daemon.terminate()
-        until(lambda: all(map(ended, daemons)), "libvirtd to stop", 30)
+        until(lambda: all(map(ended, daemons)), "libvirtd to stop")
 
     def restart(self) -> None:
         """Stop libvirtd and start it again."""
@@ -348,13 +351,3 @@ def _words(argv: Sequence[Argument]) -> list[str]:
 
 def _text(file: Path) -> str:
     return file.read_text(errors="replace") if file.exists() else ""
-
-
-def _not_copied(folder: str, names: list[str]) -> list[str]:
-    """What of /etc a private host does not inherit: other people's libvirt and pcinuma, and what is no file."""
-    skipped = [name for name in names if name in ("libvirt", "pcinuma") and Path(folder).name == "etc"]
-    for name in names:
-        file = Path(folder, name)
-        if not (file.is_symlink() or file.is_dir() or file.is_file()):
-            skipped.append(name)
-    return skipped

@@ -1,7 +1,7 @@
 #!/bin/sh
 # The first process of a private host: mounts a libvirt installation of its own over ROOT's and then reaps children until it is killed.
 # Run by harness.py as: unshare --mount --pid --net --ipc --uts --fork --kill-child sh harness_namespace.sh BASE ROOT CHECKOUT [SYS]
-# BASE is the folder with what is private (etc, run, var, dev); ROOT is / or a chroot of another distribution; SYS is a tree whose PCI
+# BASE is the folder with what is private (etc, run, var, dev, what is written to usr); ROOT is / or a chroot of another distribution; SYS is a tree whose PCI
 # devices are to be seen in /sys instead of the machine's.
 set -eu
 base=$1 root=${2%/} checkout=$3 sys=${4-}
@@ -36,20 +36,23 @@ ln -s /proc/self/fd/0 "$base/dev/stdin"
 ln -s /proc/self/fd/1 "$base/dev/stdout"
 ln -s /proc/self/fd/2 "$base/dev/stderr"
 
-if [ -n "$root" ]; then
-    mkdir -p "$root$checkout"
-    mount --rbind /tmp "$root/tmp"
-    mount --bind "$checkout" "$root$checkout"
-fi
-case $checkout in
-/etc/* | /var/* | /run/*) # it would be hidden by what comes over these folders
-    mkdir -p "$base$checkout"
-    mount --bind "$checkout" "$base$checkout"
-    ;;
-esac
+mount --bind "$checkout" "$base/checkout"
+[ -z "$root" ] || mount --rbind /tmp "$root/tmp"
+# The distribution's /usr without what of pcinuma is installed in it (BASE/hidden; for overlayfs such a device says that there is no file
+# below it), and with a layer of its own for what is written.
+mount -t tmpfs -o mode=755 tmpfs "$base/usr"
+mkdir "$base/usr/hidden" "$base/usr/upper" "$base/usr/work"
+while read -r file; do
+    mkdir -p "$base/usr/hidden/${file%/*}"
+    mknod "$base/usr/hidden/$file" c 0 0
+done <"$base/hidden"
+mount -t overlay -o "lowerdir=$base/usr/hidden:$root/usr,upperdir=$base/usr/upper,workdir=$base/usr/work" overlay "$root/usr"
 for folder in dev etc var run; do
     mount --rbind "$base/$folder" "$root/$folder"
 done
+# Wherever it lies, also below one of these.
+mkdir -p "$root$checkout"
+mount --bind "$base/checkout" "$root$checkout"
 
 : > "$base/ready"
 # shellcheck disable=SC2016  # expanded by the inner shell

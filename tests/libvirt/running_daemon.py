@@ -14,7 +14,7 @@ import psutil
 
 from pcinuma.daemon.client import decode, encode
 from pcinuma.errors import DaemonError
-from tests.libvirt.harness import HarnessError, PrivateLibvirt, ended, until
+from tests.libvirt.harness import PATIENCE, HarnessError, PrivateLibvirt, ended, until
 
 SOCKET = "/run/pcinuma/pcinuma.sock"
 
@@ -51,7 +51,7 @@ class RunningDaemon:
             raise HarnessError(f"pcinumad ended at once; its log: {self.log()}")
         (self.process,) = new
         try:
-            until(lambda: self._answers(connected), "pcinumad to answer", 30)
+            until(lambda: self._answers(connected), "pcinumad to answer")
         except HarnessError as error:
             raise HarnessError(f"{error}; its log: {self.log()}") from error
 
@@ -84,7 +84,7 @@ class RunningDaemon:
         if not ended(process):
             process.send_signal(number)
             self._continue(process)
-        until(lambda: self._entered.poll() is not None, "pcinumad to end", 30)
+        until(lambda: self._entered.poll() is not None, "pcinumad to end")
 
     def freeze(self) -> None:
         """Stop it without ending it: it accepts connections and never answers."""
@@ -108,7 +108,7 @@ class RunningDaemon:
         """What it wrote so far."""
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
-    def call(self, method: str, parameters: Optional[Mapping[str, Any]] = None, timeout: float = 30.0) -> dict[str, Any]:
+    def call(self, method: str, parameters: Optional[Mapping[str, Any]] = None, timeout: float = PATIENCE) -> dict[str, Any]:
         """Call a method of io.pcinuma. Raises DaemonError as the command's own client does."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
             connection.settimeout(timeout)
@@ -125,7 +125,7 @@ class RunningDaemon:
                 raise DaemonError(f"no answer: {error}") from error
             return decode(answer)
 
-    def settle(self, timeout: float = 30.0) -> dict[str, Any]:
+    def settle(self, timeout: float = PATIENCE) -> dict[str, Any]:
         """Wait until it has dealt with every change so far; what Status says then."""
 
         def settled() -> bool:

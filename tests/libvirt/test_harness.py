@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import libvirt
@@ -44,9 +43,7 @@ def test_a_guest_starts_and_stops(fresh_host: PrivateLibvirt) -> None:
     domain.create()
     assert domain.isActive()
     assert [process.name() for process in fresh_host.processes("qemu-system-x86_64")]
-    began = time.monotonic()
     domain.destroy()
-    assert time.monotonic() - began < 5
     assert "qemu-system-x86_64" in fresh_host.guest_log("emulated")
 
 

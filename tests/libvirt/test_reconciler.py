@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import statistics
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -17,7 +16,7 @@ from tests.hosts.machines import MACHINES
 from tests.libvirt.conftest import require
 from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
 from tests.libvirt.events import ADDED, UPDATED, Listener
-from tests.libvirt.harness import PrivateLibvirt, quiet, until
+from tests.libvirt.harness import PATIENCE, PrivateLibvirt, until
 from tests.libvirt.running_daemon import RunningDaemon, state_files
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
@@ -60,8 +59,8 @@ def inactive(domain: libvirt.virDomain) -> str:
     return str(domain.XMLDesc(SECURE))
 
 
-def await_placed(domain: libvirt.virDomain, expected: Mapping[str, object], timeout: float = 15) -> None:
-    until(lambda: cells(inactive(domain)) == expected, f"{domain.name()} to be placed as {expected}", timeout)
+def await_placed(domain: libvirt.virDomain, expected: Mapping[str, object]) -> None:
+    until(lambda: cells(inactive(domain)) == expected, f"{domain.name()} to be placed as {expected}")
 
 
 def await_event(listener: Listener, name: str, detail: int) -> float:
@@ -171,27 +170,9 @@ def test_a_domain_with_a_managed_save_is_left_alone(host: PrivateLibvirt, daemon
 
 def test_fifty_domains_at_once(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
     connection = host.connect()
-    began = time.monotonic()
     domains = [connection.defineXML(guest(f"many-{number}", ALL)) for number in range(50)]
     for domain in domains:
-        await_placed(domain, PLACED, 30)
-    print(f"50 domains defined and placed in {time.monotonic() - began:.2f} s")
-
-
-def test_the_time_from_define_to_placed_is_milliseconds(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
-    idle = quiet()
-    delays = []
-    connection = host.connect()
-    with Listener(host) as listener:
-        for number in range(20):
-            connection.defineXML(guest(f"quick-{number}", ALL))
-            # Only when define has returned can its caller start the domain: that is the moment to count from.
-            returned = time.monotonic()
-            delays.append(await_event(listener, f"quick-{number}", UPDATED) - returned)
-    print(f"define to placed: median {statistics.median(delays) * 1000:.1f} ms, worst {max(delays) * 1000:.1f} ms")
-    assert max(delays) < 2
-    if idle:
-        assert statistics.median(delays) < 0.01
+        await_placed(domain, PLACED)
 
 
 def test_a_broken_host_tree_means_the_default_layout_and_a_mended_one_recovery(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
@@ -238,7 +219,7 @@ def test_libvirtd_may_restart_under_the_daemon(host: PrivateLibvirt, daemon: Run
     until(lambda: not daemon.call("Status")["libvirt"]["connected"], "the daemon to notice")
     host.start_libvirtd()
     domain = define(host, guest("second", ALL))
-    await_placed(domain, PLACED, 30)
+    await_placed(domain, PLACED)
     until(lambda: daemon.call("Status")["libvirt"]["connected"], "the daemon to be connected")
     await_placed(define(host, guest("third", ALL)), PLACED)
 
@@ -249,7 +230,7 @@ def test_the_daemon_may_start_before_libvirtd(tmp_path: Path) -> None:
         daemon = RunningDaemon(host)
         daemon.start(connected=False)
         host.start_libvirtd()
-        until(lambda: daemon.call("Status")["libvirt"]["connected"], "the daemon to be connected", 30)
+        until(lambda: daemon.call("Status")["libvirt"]["connected"], "the daemon to be connected")
         await_placed(define(host, guest("late", ALL)), PLACED)
 
 
@@ -267,7 +248,7 @@ def test_a_contended_domain_is_backed_off_from(host: PrivateLibvirt, daemon: Run
     ours = xml.replace("<name>contended</name>", f"<name>contended</name><uuid>{domain.UUIDString()}</uuid>")
     connection = host.connect()
     rounds = 0
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + PATIENCE
     while daemon.outcome("contended") != ("unchanged", "contended"):
         assert time.monotonic() < deadline, f"still fighting after {rounds} rounds"
         if cells(inactive(domain)) == PLACED:
@@ -314,7 +295,7 @@ def test_no_kill_at_any_moment_leaves_half_a_domain_or_a_daemon_that_does_not_st
         stop.set()
         thread.join()
     for domain in domains:
-        await_placed(domain, PLACED, 30)
+        await_placed(domain, PLACED)
     assert inactive(before) == original, "a reverted domain stays reverted over every crash"
 
 

@@ -46,7 +46,7 @@ def inactive(machine: Booted, name: str = "placed") -> str:
 
 
 def await_placed(machine: Booted) -> None:
-    until(lambda: cells(inactive(machine)) == PLACED, "the domain to be placed", 20, 0.1)
+    until(lambda: cells(inactive(machine)) == PLACED, "the domain to be placed", interval=0.1)
 
 
 def test_installing_starts_the_daemon_and_reloads_libvirt_without_a_restart(machine: Booted) -> None:
@@ -79,7 +79,7 @@ def test_a_stopped_daemon_is_brought_up_by_its_socket(installed: Booted) -> None
 def test_a_killed_daemon_is_started_again(installed: Booted) -> None:
     killed = installed.main_pid("pcinuma")
     installed.run("kill", "-KILL", str(killed))
-    until(lambda: installed.main_pid("pcinuma") not in (0, killed) and installed.active("pcinuma.service"), "another daemon", 20, 0.1)
+    until(lambda: installed.main_pid("pcinuma") not in (0, killed) and installed.active("pcinuma.service"), "another daemon", interval=0.1)
 
 
 def test_an_upgrade_restarts_the_daemon_and_keeps_what_it_knows(installed: Booted) -> None:

@@ -74,12 +74,12 @@ class DaemonProcess:
         assert self.process is not None
         process, self.process = self.process, None
         process.send_signal(number)
-        return process.wait(20)
+        return process.wait(120)
 
     def log(self) -> str:
         return (self.base / "daemon.log").read_text()
 
-    def await_log(self, text: str, times: int = 1, timeout: float = 30) -> None:
+    def await_log(self, text: str, times: int = 1, timeout: float = 120) -> None:
         """Wait until it has logged ``text``."""
         deadline = time.monotonic() + timeout
         while self.log().count(text) < times:

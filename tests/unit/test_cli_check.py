@@ -97,7 +97,7 @@ def process_called(name: str, folder: Path) -> Iterator[int]:
     (folder / name).chmod(0o755)
     with subprocess.Popen([str(folder / name), "60"]) as process:
         try:
-            until = time.monotonic() + 5
+            until = time.monotonic() + 120
             while Path(f"/proc/{process.pid}/comm").read_text().strip() != name and time.monotonic() < until:
                 time.sleep(0.01)
             yield process.pid

@@ -21,7 +21,7 @@ def run_command(*words: str, **environment: str) -> subprocess.CompletedProcess[
     """The command as a process, from the checkout."""
     env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", **environment}
     argv = [sys.executable, "-m", "pcinuma", *words]
-    return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -112,7 +112,7 @@ while True:
     chance = random.Random(3)
     for _ in range(12):
         process = subprocess.Popen([sys.executable, "-c", writer, str(tmp_path)], cwd=CHECKOUT)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 120
         while not (tmp_path / FILE).exists() and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.1))

@@ -61,10 +61,10 @@ def running(*words: str, prefix: tuple[str, ...] = (), **environment: str) -> It
 
 
 def connected(path: Path) -> socket.socket:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while True:
         sock = socket.socket(socket.AF_UNIX)
-        sock.settimeout(5)
+        sock.settimeout(120)
         try:
             sock.connect(str(path))
             return sock
@@ -105,7 +105,7 @@ def test_a_second_proxy_does_not_take_the_socket_away(folder: Path) -> None:
     words = ("--listen", str(folder / "own"), "--upstream", str(folder / "up"))
     with echo(folder / "up"), running(*words):
         assert answers(folder / "own")
-        second = subprocess.run([*PROXY, *words], cwd=CHECKOUT, capture_output=True, text=True, timeout=20)
+        second = subprocess.run([*PROXY, *words], cwd=CHECKOUT, capture_output=True, text=True, timeout=120)
         assert (second.returncode, second.stderr) == (2, f"pcinuma-proxy: {folder / 'own'}: somebody listens there already\n")
         assert answers(folder / "own")
 
@@ -132,7 +132,7 @@ def test_nobody_behind_it_ends_the_clients_connection_and_nothing_else(folder: P
 def test_systemd_hears_when_it_is_ready(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(folder / "notify"))
-        notified.settimeout(10)
+        notified.settimeout(120)
         with running("--listen", str(folder / "own"), "--upstream", str(folder / "up"), NOTIFY_SOCKET=str(folder / "notify")):
             assert notified.recv(100) == b"READY=1"
 
@@ -171,5 +171,5 @@ input()
         relays = psutil.Process(process.pid).children()
         assert len(relays) >= CONNECTIONS_OF_A_USER
         user.communicate("\n")
-        psutil.wait_procs(relays, timeout=20)
+        psutil.wait_procs(relays, timeout=120)
         assert not [relay for relay in relays if relay.is_running()]

@@ -230,8 +230,8 @@ class Rig:
         self.libvirt, near_libvirt = socket.socketpair()
         self.parent, near_parent = socket.socketpair()
         self.questions: list[dict[str, Any]] = []
-        self.client.settimeout(5)
-        self.libvirt.settimeout(5)
+        self.client.settimeout(120)
+        self.libvirt.settimeout(120)
         self._answer = answer
         near_parent.setblocking(False)
         relay = Relay(near_client, near_libvirt, QuestionPipe(near_parent, patience - 1), read_only)
