@@ -54,6 +54,7 @@ TEXT
 
 DID=()      # what this run changed, one line each
 NOTES=()    # what the administrator should know or do
+BY_HAND=()  # the commands that start what no systemd starts here
 STEP=""     # what is being done, for the message when it fails
 
 did() {
@@ -413,6 +414,13 @@ step_libvirt() {
             did "$name reloaded, so that it sees the hook (guests keep running)"
         done
     done
+    if ! systemd_runs && [ -z "$(pids_of libvirtd "$place")$(pids_of virtqemud "$place")" ]; then
+        if have libvirtd; then
+            BY_HAND=("virtlogd -d" "libvirtd -d" ${BY_HAND[@]+"${BY_HAND[@]}"})
+        elif have virtqemud; then
+            BY_HAND=("virtlogd -d" "virtqemud -d" ${BY_HAND[@]+"${BY_HAND[@]}"})
+        fi
+    fi
     if ! have libvirtd && ! have virtqemud; then
         note "this host's libvirt runs elsewhere (a container) and has hooks of its own: put $SOURCE/hook/qemu into its $HOOKS, /run/pcinuma too, and have it reload"
     fi
@@ -425,7 +433,7 @@ step_daemon() {
         mkdir -p /run/pcinuma
         pids=$(pids_of pcinumad /usr/bin/pcinumad | tr '\n' ' ')
         if [ -z "$pids" ]; then
-            note "no systemd runs here: start the daemon yourself, in the foreground of whatever supervises services: /usr/bin/pcinumad"
+            BY_HAND+=("setsid -f /usr/bin/pcinumad >>/var/log/pcinumad.log 2>&1 </dev/null")
         elif changed '/usr/*'; then
             note "no systemd runs here: restart pcinumad (pid $pids) to run the new version"
         fi
@@ -472,6 +480,10 @@ step_next() {
     for line in ${NOTES[@]+"${NOTES[@]}"}; do
         printf 'Note: %s.\n' "$line"
     done
+    if [ ${#BY_HAND[@]} -gt 0 ]; then
+        echo "No systemd runs here, so nothing was started. To start it now, or whenever this host starts:"
+        printf '  %s\n' "${BY_HAND[@]}"
+    fi
     cat <<TEXT
 Next:
   pcinuma check             is this host ready?

@@ -10,25 +10,19 @@ import pytest
 
 from tests.libvirt.conftest import require
 from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
-from tests.libvirt.harness import PrivateLibvirt, ended, until
+from tests.libvirt.harness import USR_WRITTEN, PrivateLibvirt, ended, until
 
 PLACED = {GPU_0: 0, GPU_1: 1}
-OVERLAY = "/run/overlay"
 FOLDERS = ("etc", "var", "run")
 # What libvirt itself, and a test's mounts, write meanwhile.
-OTHERS = ("run/libvirt", "run/overlay", "var/lib/libvirt", "var/log/libvirt", "var/cache/libvirt", "etc/libvirt/qemu", "run/virtlogd")
+OTHERS = ("run/libvirt", "var/lib/libvirt", "var/log/libvirt", "var/cache/libvirt", "etc/libvirt/qemu", "run/virtlogd")
 
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[PrivateLibvirt]:
-    """A private libvirt on a host of two nodes, with a /usr that can be written to without harm."""
+    """A private libvirt on a host of two nodes."""
     require()
     with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host:
-        overlay = f"lowerdir=/usr,upperdir={OVERLAY}/upper,workdir={OVERLAY}/work"
-        host.run(["mkdir", OVERLAY])
-        host.run(["mount", "-t", "tmpfs", "tmpfs", OVERLAY])
-        host.run(["mkdir", f"{OVERLAY}/upper", f"{OVERLAY}/work"])
-        host.run(["mount", "-t", "overlay", "-o", overlay, "overlay", "/usr"])
         yield host
 
 
@@ -39,7 +33,7 @@ def install(host: PrivateLibvirt, *arguments: str, check: bool = True) -> Comple
 def start_daemon(host: PrivateLibvirt) -> None:
     with (host.base / "pcinumad.log").open("ab") as log:
         host.popen(["/usr/bin/pcinumad"], stdout=log, stderr=log)
-    until(lambda: host.run(["/usr/bin/pcinuma", "status"], check=False).returncode == 0, "the installed daemon to answer", 30, 0.2)
+    until(lambda: host.run(["/usr/bin/pcinuma", "status"], check=False).returncode == 0, "the installed daemon to answer", interval=0.2)
 
 
 def inactive(host: PrivateLibvirt, name: str) -> str:
@@ -48,7 +42,7 @@ def inactive(host: PrivateLibvirt, name: str) -> str:
 
 def files(host: PrivateLibvirt) -> set[str]:
     """Every file that the host has of its own: what was written to /usr, and all of /etc, /var and /run but what is libvirt's."""
-    written = host.run(["find", f"{OVERLAY}/upper", "!", "-type", "d", "-printf", "usr/%P\n"]).stdout.splitlines()
+    written = host.run(["find", host.base / USR_WRITTEN, "!", "-type", "d", "-printf", "usr/%P\n"]).stdout.splitlines()
     found = {str(path.relative_to(host.base)) for folder in FOLDERS for path in (host.base / folder).rglob("*") if not path.is_dir()}
     return {file for file in {*written, *found} if not file.startswith(OTHERS) and not file.endswith(".pyc")}
 
@@ -59,7 +53,9 @@ def test_a_running_libvirt_calls_the_hook_from_the_install_on_and_is_not_restart
     assert "libvirtd reloaded" in install(host, "--no-packages").stdout
     # The daemon does not run: the hook is what refuses.
     refusal = until(
-        lambda: (said := host.virsh("start", "strict", check=False).stderr).find("pcinuma:") >= 0 and said, "the hook to be called", 10, 0.5
+        lambda: (said := host.virsh("start", "strict", check=False).stderr).find("pcinuma:") >= 0 and said,
+        "the hook to be called",
+        interval=0.5,
     )
     assert "required" in refusal
     assert [process.pid for process in host.processes("libvirtd")] == [libvirtd.pid] and not ended(libvirtd)
@@ -73,11 +69,27 @@ def test_a_second_run_changes_nothing_and_leaves_libvirt_in_peace(host: PrivateL
     assert files(host) == before
 
 
-def test_without_systemd_it_says_how_to_run_the_daemon_and_that_works(host: PrivateLibvirt) -> None:
-    assert "/usr/bin/pcinumad" in install(host, "--no-packages").stdout
-    start_daemon(host)
-    host.connect().defineXML(guest("new", [GPU_0, GPU_1]))
-    until(lambda: cells(inactive(host, "new")) == PLACED, "the domain to be placed")
+def by_hand(said: str) -> list[str]:
+    """The commands that install.sh gives where no systemd runs."""
+    _, _, told = said.partition("No systemd runs here")
+    return [line.strip() for line in told.partition("Next:")[0].splitlines()[1:]]
+
+
+@pytest.mark.parametrize("running", [True, False], ids=["libvirtd runs", "nothing runs"])
+def test_without_systemd_what_it_says_word_for_word_leads_to_a_placed_domain(host: PrivateLibvirt, running: bool) -> None:
+    if not running:
+        for name in ("libvirtd", "virtlogd"):
+            for process in host.processes(name):
+                process.kill()
+        until(lambda: not host.processes("libvirtd") and not host.processes("virtlogd"), "libvirt to end")
+    commands = by_hand(install(host, "--no-packages").stdout)
+    assert ("libvirtd -d" in commands) is not running
+    host.run(["sh", "-euc", "\n".join(commands)])
+    until(lambda: host.virsh("list", check=False).returncode == 0, "libvirtd to answer", interval=0.1)
+    host.run(["virsh", "-q", "define", "/dev/stdin"], input=guest("new", [GPU_0, GPU_1]))
+    until(lambda: cells(inactive(host, "new")) == PLACED, "the domain to be placed", interval=0.1)
+    assert "placed" in host.run(["pcinuma", "status"]).stdout
+    assert by_hand(install(host, "--no-packages").stdout) == []
 
 
 def test_purging_restores_placed_domains_stops_the_daemon_and_leaves_no_file(host: PrivateLibvirt) -> None:
