@@ -1,9 +1,9 @@
 """``pcinuma capture``: the host's PCI and NUMA tree as a tar file that every ``--root`` understands once it is unpacked.
 
 It makes a user's report into a test (hwloc's ``hwloc-gather-topology`` is the model). What goes in is a list, not a folder: names,
-numbers and links that :mod:`pcinuma.host` reads, the machine's model, and pcinuma's own configuration. No serial numbers, MAC addresses or
-host names: of the configuration space only the first 256 bytes of bridges are taken, which hold no Device Serial Number
-(an extended capability) and no VPD. The same tree gives the same bytes.
+numbers and links that :mod:`pcinuma.host` reads, the CPUs' address bits, the machine's model, and pcinuma's own configuration. No serial
+numbers, MAC addresses or host names: of the configuration space only the first 256 bytes of bridges are taken, which hold no Device
+Serial Number (an extended capability) and no VPD. The same tree gives the same bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from typing import Optional
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.progress import Progress
 from pcinuma.errors import EXIT_DONE, ConfigError, HostError, UnusableInput
+from pcinuma.host.place import HostReader
 from pcinuma.host.topology import read_topology, require_sys
 from pcinuma.printable import printable
 from pcinuma.settings import load_settings
@@ -38,8 +39,9 @@ examples:
   pcinuma topology --root machine          what that host looks like
   pcinuma place --root machine vm.xml      what pcinuma would have done there
 
-In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the machine's model, /etc/pcinuma; with the setting
-near-backing also the names of block devices and network interfaces (links below /dev are not in it: name /dev/nvme0n1, not by-id).
+In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the CPUs' address bits, the machine's model, /etc/pcinuma; with
+the setting near-backing also the names of block devices and network interfaces (links below /dev are not in it: name /dev/nvme0n1,
+not by-id).
 Not in it: serial numbers, MAC addresses, host names, memory contents. Run it as root, or switches are guessed from their shape.
 """
 
@@ -116,6 +118,7 @@ def collect(root: Path) -> tuple[dict[str, Entry], list[str]]:
     tree = _Tree(root)
     for path in _SINGLE_FILES:
         tree.file(path)
+    tree.cpu()
     for name in tree.names("etc/pcinuma/pcinuma.conf.d"):
         tree.file(f"etc/pcinuma/pcinuma.conf.d/{name}")
     for name in tree.names(_NODES):
@@ -174,6 +177,16 @@ class _Tree:
             return
         except OSError:
             self.unreadable.append(path)
+
+    def cpu(self) -> None:
+        """Of the CPUs only what decides on a guest's address bits."""
+        vendor, bits, gib_pages = HostReader(self._root).cpu()
+        if vendor is None and bits is None:
+            return
+        lines = [] if vendor is None else [f"vendor_id\t: {vendor}"]
+        lines += [f"flags\t\t: {'pdpe1gb' if gib_pages else 'none'}"]
+        lines += [] if bits is None else [f"address sizes\t: {bits} bits physical"]
+        self.entries["proc/cpuinfo"] = Entry(content="".join(f"{line}\n" for line in lines).encode())
 
     def follow(self, path: str) -> str:
         """Keep the link at ``path`` and return the path that it leads to; a folder leads to itself."""

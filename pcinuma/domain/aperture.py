@@ -6,7 +6,7 @@
 * ``opt/ovmf/X-PciMmio64Mb`` (edk2, ``PlatformGetFirstNonAddress``): decimal MiB, at most 16 TiB; anything else is ignored.
 * The guest's CPU (QEMU, ``target/i386/cpu.c`` and ``host-cpu.c``): under KVM a named model has the host's vendor unless ``vendor_id`` says
   otherwise, and 40 address bits unless ``<maxphysaddr>`` or the machine type say otherwise; ``host-passthrough`` and ``maximum`` have
-  the host's, at most ``limit``. libvirt from 9.3 on may give ``host-model`` the host's as well.
+  the host's, at most ``limit``. libvirt from 9.3 on reports the host's for ``host-model`` too; that guests get them was not seen.
 * aarch64: QEMU's ``hw/arm/virt.c``, ``VIRT_HIGH_PCIE_MMIO``, 512 GiB.
 """
 
@@ -48,7 +48,7 @@ class Manager(enum.Enum):
 class Cpu(NamedTuple):
     """The guest's CPU, as far as its address bits go. ``vendor``, ``bits``, ``gib_pages``: None for the host's. ``limit``: no more bits.
 
-    ``perhaps_hosts``: newer versions of libvirt may give it the host's bits all the same.
+    ``perhaps_hosts``: libvirt may give it the host's bits all the same.
     """
 
     vendor: Optional[str]

@@ -13,6 +13,7 @@ from typing import Optional
 import pytest
 
 from pcinuma.cli import main
+from pcinuma.host.place import HostReader
 from pcinuma.host.topology import read_topology
 from tests.golden.cases import CASES
 from tests.hosts.build import NIC, Host, Kind
@@ -103,6 +104,21 @@ def test_a_capture_serves_place_as_well_as_the_machine(tmp_path: Path, capsys: p
             main(["place", "--root", str(place), str(GOLDEN / f"{case.name}-in.xml")])
             answers.append(capsys.readouterr().out)
         assert answers[0] == answers[1], case.name
+
+
+@pytest.mark.parametrize("cpuinfo", ["vendor_id\t: GenuineIntel\nflags\t: sse pdpe1gb\naddress sizes\t: 46 bits physical\nserial\t: 4711\n",
+                                     "vendor_id\t: AuthenticAMD\nflags\t: sme\naddress sizes\t: 43 bits physical\n",
+                                     "address sizes\t: 40 bits physical\n", "", None])  # fmt: skip
+def test_a_capture_knows_of_the_cpus_what_decides_on_a_guests_address_bits(cpuinfo: Optional[str], tmp_path: Path) -> None:
+    root = MACHINES["two-sockets"]().write(tmp_path / "machine")
+    if cpuinfo is not None:
+        (root / "proc").mkdir()
+        (root / "proc/cpuinfo").write_text(cpuinfo)
+    assert main(["capture", str(tmp_path / "c"), "--root", str(root)]) == 0
+    unpack(tmp_path / "c", tmp_path / "copy")
+    assert HostReader(tmp_path / "copy").cpu() == HostReader(root).cpu()
+    saved = tmp_path / "copy/proc/cpuinfo"
+    assert not saved.exists() or "4711" not in saved.read_text()
 
 
 @pytest.mark.parametrize("setting", ["on", "off"])
