@@ -23,6 +23,7 @@ import libvirt
 
 from pcinuma import engine
 from pcinuma.address import PciAddress
+from pcinuma.daemon.contention import Addresses
 from pcinuma.daemon.glance import mentions_us
 from pcinuma.daemon.log import log
 from pcinuma.daemon.pools import Pools
@@ -44,14 +45,15 @@ Allows = Callable[[Optional[Policy]], bool]
 
 @dataclass(frozen=True)
 class Job:
-    """What to do. ``allows`` is asked with the domain's own policy, ``may_define`` when a definition turned out to be necessary.
+    """What to do. ``allows`` is asked with the domain's own policy, ``may_define`` when a definition turned out to be necessary, with
+    what tells where the devices are now.
 
     ``give_way`` is called before each piece of work that takes a millisecond of the processor; it may block.
     """
 
     request: Request
     allows: Allows
-    may_define: Callable[[], bool] = lambda: True
+    may_define: Callable[[Callable[[], Addresses]], bool] = lambda found: True
     dry_run: bool = False
     give_way: Callable[[], object] = lambda: None
 
@@ -165,7 +167,7 @@ def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools, ahead: Optional[
         return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
     if job.dry_run:
         return Change(True, before, result.xml, result, owner, name)
-    if not job.may_define():
+    if not job.may_define(lambda: addresses(before)):
         return left_alone(Reason.CONTENDED)
     defined = _define(domain, before, result.xml)
     if defined is None:
@@ -192,6 +194,11 @@ def revert(domain: libvirt.virDomain, *, dry_run: bool) -> Change:
         if defined is not None:
             return Change(True, before, defined.xml, result, known.policy, name)
     raise LibvirtError(Reason.CONTENDED.sentence, subject=name, hint=LATER)
+
+
+def addresses(definition: bytes) -> Addresses:
+    """Where each passthrough device is."""
+    return {device.source: str(device.address) if device.address else None for device in parse(definition).devices}
 
 
 def undefine(domain: libvirt.virDomain, defined: bytes) -> bool:

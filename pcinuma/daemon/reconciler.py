@@ -32,7 +32,7 @@ import libvirt
 
 from pcinuma.daemon import definition
 from pcinuma.daemon.agenda import NOW, SOMETIME, Agenda
-from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.contention import Addresses, Contention
 from pcinuma.daemon.decisions import Decisions
 from pcinuma.daemon.definition import Ahead, Change, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
@@ -296,7 +296,9 @@ class Reconciler:
             self._failed(uuid, known, f"pcinumad failed ({type(error).__name__}: {error})")
         else:
             if change.changed:
-                known.contention.defined()
+                known.contention.defined(
+                    {device.source: device.guest_address for device in change.result.devices if device.placed}
+                )
             elif change.result.reason is Reason.CONTENDED:
                 asyncio.get_running_loop().call_later(known.contention.remaining() + 0.1, self.want, uuid)
         finally:
@@ -345,7 +347,7 @@ class Reconciler:
         force: bool = False,
         replan: bool = False,
         dry_run: bool = False,
-        may_define: Callable[[], bool] = lambda: True,
+        may_define: Callable[[Callable[[], Addresses]], bool] = lambda found: True,
         ahead: Optional[Ahead] = None,
         landed: Callable[[Landing], None] = lambda landing: None,
         give_way: Callable[[], object] = lambda: None,

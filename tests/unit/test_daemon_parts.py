@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Optional
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from pcinuma import engine
 from pcinuma.address import PciAddress
@@ -107,12 +109,16 @@ class Clock:
         return self.now
 
 
+PLACED_AT: contention.Addresses = {"0000:17:00.0": "0000:06:00.0"}
+UNDONE: contention.Addresses = {"0000:17:00.0": "0000:01:00.0"}
+
+
 def fight(history: Contention, clock: Clock) -> int:
-    """Define as often as it may be done, a second apart; how often that was."""
+    """Define as often as it may be done, a second apart, each time undone; how often that was."""
     for count in itertools.count():
-        if not history.may_define():
+        if not history.may_define(lambda: UNDONE):
             return count
-        history.defined()
+        history.defined(PLACED_AT)
         clock.now += 1
     raise AssertionError
 
@@ -124,7 +130,7 @@ def test_somebody_who_redefines_all_the_time_is_given_way_to_for_ever_longer() -
     pauses = []
     for _ in range(9):
         pauses.append(round(history.remaining()))
-        assert not history.may_define()
+        assert not history.may_define(lambda: UNDONE)
         clock.now += history.remaining()
         assert fight(history, clock) == 1, "one try after each pause"
     assert pauses == [60, 120, 240, 480, 960, 1920, 3600, 3600, 3600]
@@ -134,9 +140,30 @@ def test_who_redefines_now_and_then_is_followed_each_time() -> None:
     clock = Clock()
     history = Contention(clock)
     for _ in range(100):
-        assert history.may_define()
-        history.defined()
+        assert history.may_define(lambda: UNDONE)
+        history.defined(PLACED_AT)
         clock.now += contention.WINDOW / contention.OFTEN + 0.1
+
+
+@given(steps=st.lists(st.tuples(st.sets(st.integers(0, 30)), st.floats(0, 5)), max_size=60))
+def test_whoever_changes_other_things_is_followed_for_ever_and_at_once(steps: list[tuple[set[int], float]]) -> None:
+    """Devices come and go in any order and at any pace; those that we placed and that are still there are where we put them."""
+    clock = Clock()
+    history = Contention(clock)
+    ours: dict[str, Optional[str]] = {}
+    for devices, pause in steps:
+        standing = {str(device): ours.get(str(device)) for device in devices}  # a new one: where libvirt put it
+        assert history.may_define(lambda standing=standing: standing)
+        assert history.remaining() == 0
+        ours = {source: address or f"0000:{len(source):02x}:{int(source):02x}.0" for source, address in standing.items()}
+        history.defined(ours)
+        clock.now += pause
+
+
+def test_an_undoing_that_was_counted_is_not_counted_again() -> None:
+    history = Contention(Clock())
+    history.defined(PLACED_AT)
+    assert all(history.may_define(lambda: UNDONE) for _ in range(3 * contention.OFTEN)), "the same definition, looked at again"
 
 
 def test_after_a_long_quiet_time_a_fight_is_forgotten() -> None:
