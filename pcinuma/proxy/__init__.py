@@ -7,9 +7,10 @@ needs: it asks for uid, gid and pid of the socket's peer as they were at ``conne
 (start time) for every identity that it makes and polkit does for every decision, so the connecting process has to
 live as long as the connection and really be of that user. One client's malice or misfortune stays in its own process.
 
-The privileged parent (:mod:`~pcinuma.proxy.server`) only accepts, forks, reaps, and passes three questions on to the
-daemon (:mod:`~pcinuma.proxy.broker`) that a relay may ask over its socket pair: prepare this start, place this XML,
-find an address for this device. It never sees a byte that a client sent except the XML in those questions.
+The privileged parent (:mod:`~pcinuma.proxy.server`) only accepts, forks (whose turn it is:
+:mod:`~pcinuma.proxy.admission`), reaps, and passes three questions on to the daemon (:mod:`~pcinuma.proxy.broker`) that a
+relay may ask over its socket pair: prepare this start, place this XML, find an address for this device. It never sees a
+byte that a client sent except the XML in those questions.
 
 What is understood of the protocol is in :mod:`~pcinuma.proxy.wire` (header, framing, XDR strings) and
 :mod:`~pcinuma.proxy.calls` (the seven calls that start a guest or plug a device into one). Everything else passes

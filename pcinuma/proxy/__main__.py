@@ -28,6 +28,7 @@ UPSTREAMS = (
 )
 """Where libvirt is, modular before monolithic; the first two exist where ``pcinuma proxy enable`` moved libvirt's own socket aside."""
 
+BACKLOG = 512
 _FIRST_PASSED = 3  # sd_listen_fds(3)
 
 
@@ -96,7 +97,7 @@ def listen(path: Path, upstreams: tuple[Path, ...]) -> Listener:
             look = model.stat()
             os.chown(path, look.st_uid, look.st_gid)
             path.chmod(stat.S_IMODE(look.st_mode))
-        listener.socket.listen(128)
+        listener.socket.listen(BACKLOG)
     except OSError as error:
         raise UnusableInput(f"cannot listen: {error.strerror}", subject=str(path)) from error
     return listener

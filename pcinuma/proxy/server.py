@@ -1,9 +1,8 @@
 """The parent: listens, forks a relay for each client, reaps it, and runs the broker. The only part that keeps its
 privileges.
 
-Limits, so that clients cannot use up the machine by connecting: ``CONNECTIONS_MAX`` relays at a time, of which one
-user other than root has at most ``CONNECTIONS_OF_A_USER``. Above the first, nobody is accepted until somebody leaves
-(as libvirtd does at max_clients); above the second, that user's connection is closed at once.
+Whoever may knock may knock in a loop, and making a relay is the slow part. So clients are accepted as fast as they come, which tells
+whose they are, and get their relays one at a time in the order of :mod:`~pcinuma.proxy.admission`, where also the limits are.
 
 A relay is forked, not executed: its modules are there already, and pages stay shared. It closes every descriptor but
 its three, so that no client's connection is kept open by another one's relay.
@@ -19,17 +18,23 @@ import socket
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import NamedTuple, Optional, Sequence
 
 from pcinuma.daemon.log import log
 from pcinuma.errors import PcinumaError
+from pcinuma.proxy.admission import Admission
 from pcinuma.proxy.broker import Broker
 from pcinuma.proxy.identity import Identity
 from pcinuma.proxy.questions import QuestionPipe
 from pcinuma.proxy.relay import Relay
 
 CONNECTIONS_MAX = 1000
+CONNECTIONS_FOR_ROOT = 100
 CONNECTIONS_OF_A_USER = 250
+ACCEPTED_AT_ONCE = 64
+"""Clients that are let in before the loop does something else."""
+COMPLAINTS_GATHER = 1.0
+"""Seconds for which a user's further refusals are only counted: who floods the proxy does not flood the journal."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,14 @@ class Listener:
         return next((path for path in self.upstreams if path.exists()), self.upstreams[0])
 
 
+class _Client(NamedTuple):
+    """One that has not got its relay yet."""
+
+    socket: socket.socket
+    listener: Listener
+    who: Identity
+
+
 class Server:
     """Accepts clients on ``listeners`` until :meth:`stop`."""
 
@@ -51,8 +64,12 @@ class Server:
         self._broker = broker
         self._timeout = timeout
         self._relays: dict[int, Identity] = {}
+        self._admission: Admission[_Client] = Admission(
+            in_all=CONNECTIONS_MAX, for_root=CONNECTIONS_FOR_ROOT, of_a_user=CONNECTIONS_OF_A_USER
+        )
+        self._serving = False  # the next turn is scheduled
+        self._refused: Counter[int] = Counter()
         self._questions: set[asyncio.Task[None]] = set()
-        self._accepting = False
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -67,6 +84,8 @@ class Server:
         self._accept_again()
         await self._stopped.wait()
         self._pause()  # the relays end when this process's ends of their socket pairs close
+        for client in self._admission.dismiss():
+            client.socket.close()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             loop.remove_signal_handler(number)  # asyncio closes its pipe for them first, and a relay may end meanwhile
 
@@ -76,63 +95,111 @@ class Server:
     # Clients come and go
 
     def _accept_again(self) -> None:
-        if not self._accepting and len(self._relays) < CONNECTIONS_MAX:
-            self._accepting = True
-            for listener in self._listeners:
-                asyncio.get_running_loop().add_reader(listener.socket, self._accept, listener)
+        for listener in self._listeners:
+            asyncio.get_running_loop().add_reader(listener.socket, self._accept, listener)
 
     def _pause(self) -> None:
-        self._accepting = False
         for listener in self._listeners:
             asyncio.get_running_loop().remove_reader(listener.socket)
 
     def _accept(self, listener: Listener) -> None:
-        try:
-            client, _address = listener.socket.accept()
-        except (BlockingIOError, ConnectionAbortedError, InterruptedError):
-            return
-        except OSError as error:  # out of descriptors or memory: a moment's rest, the client waits
-            log.error("cannot accept a client", error=str(error))
-            self._pause()
-            asyncio.get_running_loop().call_later(1.0, self._accept_again)
-            return
-        with client:
+        for _ in range(ACCEPTED_AT_ONCE):
             try:
-                who = Identity.of_peer(client)
-                self._admit(who)
-                self._fork(client, listener, who)
-            except (PcinumaError, OSError) as error:
-                log.warning("refused a client", reason=str(error))
-        if len(self._relays) >= CONNECTIONS_MAX:
-            log.warning("no more clients are accepted until one leaves", connections=len(self._relays))
-            self._pause()
+                client, _address = listener.socket.accept()
+            except BlockingIOError:
+                break
+            except (ConnectionAbortedError, InterruptedError):
+                continue
+            except OSError as error:  # out of descriptors or memory: a moment's rest, the client waits
+                log.error("cannot accept a client", error=str(error))
+                self._pause()
+                asyncio.get_running_loop().call_later(1.0, self._accept_again)
+                break
+            self._let_in(client, listener)
+        self._serve()
 
-    def _admit(self, who: Identity) -> None:
-        if who.uid and Counter(other.uid for other in self._relays.values())[who.uid] >= CONNECTIONS_OF_A_USER:
-            raise PcinumaError(f"it has {CONNECTIONS_OF_A_USER} connections already", subject=f"uid {who.uid}")
+    def _let_in(self, client: socket.socket, listener: Listener) -> None:
+        uid = -1
+        try:
+            who = Identity.of_peer(client)
+            uid = who.uid
+            self._admission.knock(uid, _Client(client, listener, who))
+        except PcinumaError as error:
+            client.close()
+            self._complain(uid, error.sentence())
 
-    def _fork(self, client: socket.socket, listener: Listener, who: Identity) -> None:
+    def _complain(self, uid: int, reason: str) -> None:
+        self._refused[uid] += 1
+        if self._refused[uid] == 1:
+            log.warning("refused a client", reason=reason)
+            asyncio.get_running_loop().call_later(COMPLAINTS_GATHER, self._complain_of_more, uid, reason)
+
+    def _complain_of_more(self, uid: int, reason: str) -> None:
+        more = self._refused.pop(uid) - 1
+        if more:
+            log.warning("refused more clients", reason=reason, clients=more)
+
+    def _serve(self) -> None:
+        """Have the next client served, if any waits, when the loop has done what else there is."""
+        if not self._serving and not self._stopped.is_set():
+            self._serving = True
+            asyncio.get_running_loop().call_soon(self._serve_one)
+
+    def _serve_one(self) -> None:
+        self._serving = False
+        client = None if self._stopped.is_set() else self._admission.next()
+        if client is None:
+            return
+        with client.socket:
+            try:
+                if _has_gone(client.socket):
+                    self._admission.left(client.who.uid)
+                else:
+                    self._fork(client)
+            except OSError as error:
+                self._admission.left(client.who.uid)
+                self._complain(client.who.uid, str(error))
+        if self._admission.served == CONNECTIONS_MAX:
+            log.warning("no more clients are served until one leaves", connections=CONNECTIONS_MAX)
+        self._serve()
+
+    def _fork(self, client: _Client) -> None:
         mine, its = socket.socketpair()
         with its:
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError:
+                mine.close()
+                raise
             if pid == 0:
-                _be_the_relay(client, its, listener.upstream(), who, self._timeout)
-        self._relays[pid] = who
-        task = asyncio.get_running_loop().create_task(self._broker.serve(mine, who))
+                _be_the_relay(client.socket, its, client.listener.upstream(), client.who, self._timeout)
+        self._relays[pid] = client.who
+        task = asyncio.get_running_loop().create_task(self._broker.serve(mine, client.who))
         self._questions.add(task)
         task.add_done_callback(self._questions.discard)
 
     def _reap(self) -> None:
-        for pid in list(self._relays):
+        while self._relays:
             try:
-                ended, status = os.waitpid(pid, os.WNOHANG)
+                pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                ended, status = pid, 0
-            if ended:
-                who = self._relays.pop(pid)
+                break
+            if not pid:
+                break
+            who = self._relays.pop(pid, None)
+            if who is not None:
+                self._admission.left(who.uid)
                 if status:
                     log.error("a relay ended badly", uid=who.uid, client_pid=who.pid, status=status)
-        self._accept_again()
+        self._serve()
+
+
+def _has_gone(client: socket.socket) -> bool:
+    """Whether a client has hung up without a word, so that there is nothing to relay."""
+    try:
+        return client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+    except BlockingIOError:
+        return False
 
 
 def _be_the_relay(client: socket.socket, questions: socket.socket, upstream: Path, who: Identity, timeout: float) -> None:
