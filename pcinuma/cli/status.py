@@ -50,6 +50,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"libvirt at {uri}: {screen.paint('not connected', 'red')}: {printable(libvirt['message'] or 'not yet')}")
     if status["pending"]:
         print(f"busy: {count(status['pending'], 'look')} at domains to come, so what is below may be outdated in a moment")
+    for problem in status.get("problems", ()):
+        print(f"{screen.paint('problem', 'red')}: {printable(problem)}")
     print()
     rows = [_row(domain, screen) for domain in status["domains"]]
     header = ("DOMAIN", "STATE", "POLICY", "ENABLED", "PLACED", "OUTCOME", "BY", "WHEN", "WHY")

@@ -69,7 +69,15 @@ method Disable(domain: string, revert: ?bool) -> (changed: bool)
 method AttachAddress(domain_uuid: string, device_xml: string) -> (device_xml: string, changed: bool, message: ?string)
 
 # pending: looks at domains that are due or under way; 0 once the daemon has dealt with every change so far.
-method Status() -> (version: string, libvirt: Libvirt, started: string, pending: int, domains: []Domain)
+# problems: what is wrong with the daemon itself, each a sentence that says what to do.
+method Status() -> (
+  version: string,
+  libvirt: Libvirt,
+  started: string,
+  pending: int,
+  problems: []string,
+  domains: []Domain
+)
 
 # A failed call: what failed and, where there is something, what to do about it.
 error Error (message: string, hint: ?string)

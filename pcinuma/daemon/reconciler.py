@@ -107,14 +107,7 @@ class Reconciler:
             self.known.setdefault(uuid, Known(domain, state))  # an event that came meanwhile knows better
         for uuid in set(self.state.domains) - set(self.known):
             self.decisions.forget(uuid)
-        if self.state.existing is None:
-            self.state.existing = frozenset(self.known)
-            if self.known:
-                log.info("first start: the domains that exist are left alone until enabled", domains=len(self.known))
-            while not await self._state_file.written():
-                self.state.existing = None  # nothing is placed while a crash would forget what may be placed
-                await asyncio.sleep(5)
-                self.state.existing = frozenset(self.known)
+        await self._state_file.take_stock(self.known)
         self.sweep()
 
     def disconnected(self) -> None:

@@ -174,7 +174,7 @@ class Service:
         domain = await self._domain(parameters["domain"])
         dry_run = bool(parameters.get("dry_run"))
         if not dry_run:
-            await self._keep(domain.UUIDString(), enabled=False)
+            await self._state_file.choose(domain.UUIDString(), domain.name(), enabled=False)
         change = await self._asking(domain, self._reconciler.revert(domain, dry_run=dry_run, by="command"))
         return _texts(change)
 
@@ -182,7 +182,7 @@ class Service:
         """See the interface."""
         domain = await self._domain(parameters["domain"])
         uuid = domain.UUIDString()
-        news = await self._keep(uuid, enabled=True)
+        news = await self._state_file.choose(uuid, domain.name(), enabled=True)
         self._reconciler.calm(uuid)
         change = await self._asking(domain, self._reconciler.place(domain, by="command"))
         return {"changed": news or change.changed, "report": change.result.report()}
@@ -191,7 +191,7 @@ class Service:
         """See the interface."""
         domain = await self._domain(parameters["domain"])
         uuid = domain.UUIDString()
-        changed = await self._keep(uuid, enabled=False)
+        changed = await self._state_file.choose(uuid, domain.name(), enabled=False)
         if parameters.get("revert"):
             change = await self._asking(domain, self._reconciler.revert(domain, dry_run=False, by="command"))
             changed = changed or change.changed
@@ -251,6 +251,7 @@ class Service:
             },
             "started": self._started,
             "pending": reconciler.pending,
+            "problems": self._state_file.problems,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }
 
@@ -269,17 +270,6 @@ class Service:
             return await work
         except libvirt.libvirtError as error:
             raise definition.failure(error, domain.name()) from None
-
-    async def _keep(self, uuid: str, *, enabled: bool) -> bool:
-        """Put a person's decision on the disk before anything follows from it; return whether it is a new one."""
-        state = self._reconciler.state
-        into, out_of = (state.enabled, state.disabled) if enabled else (state.disabled, state.enabled)
-        news = uuid not in into or uuid in out_of
-        into.add(uuid)
-        out_of.discard(uuid)
-        if news and not await self._state_file.written():
-            log.error("kept in memory only: whether a domain is enabled", uuid=uuid, enabled=enabled)
-        return news
 
 
 async def _run(executor: Executor, function: Callable[..., T], *arguments: Any) -> T:

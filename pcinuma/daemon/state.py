@@ -1,13 +1,14 @@
-"""What outlives the process: one JSON file, replaced atomically, that a kill at any moment leaves whole.
+"""What outlives the process: what people chose for domains (:mod:`~pcinuma.daemon.choices`), and what is remembered of each domain.
 
-It holds which domains pcinuma may touch (those that existed before its first start, those enabled and disabled by a person),
-the last decision about each domain, and the guest addresses that guests already ran with (``ran_with``: of devices that
-somebody put on our ports).
+The latter is one JSON file, replaced atomically, that a kill at any moment leaves whole: the last decision about each domain, and the
+guest addresses that guests already ran with (``ran_with``: of devices that somebody put on our ports). Without it, decisions are made
+again. A record in it that cannot be used is left out, a file that cannot be read is kept aside.
 
 The event loop owns the :class:`State` and changes it; :class:`StateFile` writes it in a thread of its own, several changes in
-one go. A file that cannot be read is kept aside and the daemon starts as on its first day: whatever exists then is left alone
-until it is enabled, for guessing otherwise would move devices in somebody's guest. A file that cannot be *written* costs memory
-over a restart, nothing else.
+one go. A choice of a person is on the disk before anything follows from it, or refused; of the rest, what cannot be *written* costs
+memory over a restart, nothing else.
+
+Version 1 of the file held the choices as well. They are taken over from it, once; until they are on the disk that file stays.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Iterable, NamedTuple, Optional, TypeVar
 
 from pcinuma.address import PciAddress
+from pcinuma.daemon import choices
+from pcinuma.daemon.choices import Choices
 from pcinuma.daemon.log import log
+from pcinuma.errors import DaemonError
 
-VERSION = 1
+VERSION = 2
 DEFAULT_FOLDER = "/var/lib/pcinuma"
 FILE = "state.json"
 SAVE_DELAY = 0.1
 """Seconds in which changes gather before they are written."""
+TRY_AGAIN = 5.0
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -55,50 +62,60 @@ class Record:
 
 
 @dataclass
-class State:
-    """The whole state. Domains are named by UUID. ``existing`` is None until libvirt's domains were listed for the first time."""
+class State(Choices):
+    """The whole state. ``settled``: which domains existed, and all choices, are on the disk; ``old``: choices still to be taken over."""
 
-    existing: Optional[frozenset[str]] = None
-    enabled: set[str] = field(default_factory=set)
-    disabled: set[str] = field(default_factory=set)
     domains: dict[str, Record] = field(default_factory=dict)
+    settled: bool = False
+    old: Optional[Choices] = None
 
-    def to_json(self) -> bytes:
-        """The file's content; the same state gives the same bytes."""
-        return json.dumps(
-            {
-                "version": VERSION,
-                "existing": None if self.existing is None else sorted(self.existing),
-                "enabled": sorted(self.enabled),
-                "disabled": sorted(self.disabled),
-                "domains": {
-                    uuid: {
-                        "name": record.name,
-                        "decision": asdict(record.decision) if record.decision else None,
-                        "ran_with": [str(address) for address in sorted(record.ran_with)],
-                    }
-                    for uuid, record in sorted(self.domains.items())
-                },
-            },
-            indent=1,
-        ).encode()
 
-    @classmethod
-    def from_json(cls, data: bytes) -> State:
-        """Read a file's content. Raises ValueError for anything that :meth:`to_json` does not write."""
-        content = json.loads(data)
-        if not isinstance(content, dict) or content.get("version") != VERSION:
-            raise ValueError("no state of version %d" % VERSION)
-        existing = content.get("existing")
-        records = content.get("domains")
-        if not isinstance(records, dict):
-            raise ValueError("no domains")
-        return cls(
-            None if existing is None else frozenset(_strings(existing)),
-            set(_strings(content.get("enabled"))),
-            set(_strings(content.get("disabled"))),
-            {uuid: _record(record) for uuid, record in records.items()},
-        )
+class Content(NamedTuple):
+    """What a state file says. ``unusable``: names of domains whose records cannot be used; ``old``: the choices in one of version 1."""
+
+    domains: dict[str, Record]
+    unusable: list[str]
+    old: Optional[Choices]
+
+
+def to_json(domains: dict[str, Record]) -> bytes:
+    """The file's content; the same records give the same bytes."""
+    records = {
+        uuid: {
+            "name": record.name,
+            "decision": asdict(record.decision) if record.decision else None,
+            "ran_with": [str(address) for address in sorted(record.ran_with)],
+        }
+        for uuid, record in sorted(domains.items())
+    }
+    return json.dumps({"version": VERSION, "domains": records}, indent=1).encode()
+
+
+def from_json(data: bytes) -> Content:
+    """Read a file's content. Raises ValueError for anything that is no state of this version or the one before."""
+    content = json.loads(data)
+    version = content.get("version") if isinstance(content, dict) else None
+    if version not in (1, VERSION):
+        raise ValueError(f"no state of version {VERSION}" if version is None else f"state of version {version}, not {VERSION}")
+    records = content.get("domains")
+    if not isinstance(records, dict):
+        raise ValueError("no domains")
+    domains, unusable = {}, []
+    for uuid, record in records.items():
+        try:
+            domains[uuid] = _record(record)
+        except ValueError:
+            unusable.append(uuid)
+    return Content(domains, unusable, _old_choices(content) if version == 1 else None)
+
+
+def _old_choices(content: dict[str, Any]) -> Choices:
+    existing = content.get("existing")
+    return Choices(
+        None if existing is None else frozenset(_strings(existing)),
+        set(_strings(content.get("enabled"))),
+        set(_strings(content.get("disabled"))),
+    )
 
 
 def _strings(value: Any) -> list[str]:
@@ -131,64 +148,162 @@ _DECISION_TYPES = {
 
 
 def load(folder: Path) -> State:
-    """The state in ``folder``; a new one if there is none, or none that can be used (which is logged, and the file kept aside)."""
+    """The state in ``folder``. What cannot be used is logged, and kept aside."""
+    begun = choices.begun(folder)
+    known = choices.read(folder)
+    state = State(known.existing, known.enabled, known.disabled, known.unsure, known.lost)
     file = folder / FILE
     try:
-        return State.from_json(file.read_bytes())
+        content = from_json(file.read_bytes())
     except FileNotFoundError:
-        return State()
+        pass
     except (OSError, ValueError, RecursionError) as error:
-        aside = file.with_name(f"{FILE}.unusable-{time.strftime('%Y%m%dT%H%M%S')}")
+        kept = _keep_aside(file)
+        log.error("state unusable: what was decided about each domain is forgotten", file=str(file), error=str(error), kept_aside=kept)
+        if not begun:  # the choices were in there
+            state.unsure, state.lost = True, choices.loss(folder, str(file))
+    else:
+        state.domains = content.domains
+        if content.unusable:
+            log.warning("records of domains unusable", file=str(file), domains=content.unusable)
+        if content.old is not None:
+            _take_over(folder, state, content.old)
+    if state.lost:
+        log.error(state.lost)
+    recorded = os.path.lexists(folder / choices.LOST) or not state.lost
+    state.settled = state.existing is not None and not state.unsure and recorded and state.old is None
+    return state
+
+
+def _keep_aside(file: Path) -> str:
+    aside = file.with_name(f"{file.name}.unusable-{time.strftime('%Y%m%dT%H%M%S')}")
+    try:
+        file.rename(aside)
+    except OSError as error:
+        return f"not possible: {error}"
+    return str(aside)
+
+
+def _take_over(folder: Path, state: State, old: Choices) -> None:
+    """Take choices over from a file of version 1: they are the newer ones, should an older pcinuma have run meanwhile."""
+    for uuid in sorted(old.enabled | old.disabled):
+        state.choose(uuid, enabled=uuid not in old.disabled)
+    if old.existing is not None:
+        state.existing = old.existing | (state.existing or frozenset())
+    try:
+        _put_old(folder, state, old)
+    except OSError as error:
+        log.error("state of an older version not taken over yet", folder=str(folder), error=str(error))
+        state.old = old
+
+
+def _put_old(folder: Path, state: State, old: Choices) -> None:
+    for uuid in sorted(old.enabled | old.disabled):
+        record = state.domains.get(uuid)
         try:
-            file.rename(aside)
-            kept = str(aside)
-        except OSError as failure:
-            kept = f"not possible: {failure}"
-        log.error(
-            "state unusable: every domain that exists now is left alone until it is enabled (pcinuma enable NAME)",
-            file=str(file),
-            error=str(error),
-            kept_aside=kept,
-        )
-        return State()
+            choices.choose(folder, uuid, enabled=uuid not in old.disabled, name=record.name if record else "")
+        except ValueError:
+            log.warning("a choice for what is no domain", uuid=uuid)
+    if old.existing is not None:
+        choices.establish(folder, old.existing)
 
 
 class StateFile:
-    """Writes a :class:`State` to its file whenever it changed. Use it from the event loop."""
+    """Writes a :class:`State` to its folder whenever it changed. Use it from the event loop."""
 
     def __init__(self, folder: Path, state: State) -> None:
         self._folder = folder
         self._state = state
         self._thread = ThreadPoolExecutor(1, "state")
         self._timer: Optional[asyncio.TimerHandle] = None
-        self._failing = False
+        self._failed: Optional[str] = None
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the state, in sentences that say what to do."""
+        return [text for text in (self._state.lost, self._failed) if text]
 
     def changed(self) -> None:
-        """The state changed: it will be written in a moment."""
+        """What is remembered of domains changed: it will be written in a moment."""
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(SAVE_DELAY, self._write_soon)
 
     async def written(self) -> bool:
-        """Write the state as it is now; return whether it is on the disk."""
+        """Write what is remembered as it is now; return whether it is on the disk."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        return await asyncio.wrap_future(self._thread.submit(self._write, self._state.to_json()))
+        return await self._in_thread(self._write, to_json(self._state.domains))
+
+    async def choose(self, uuid: str, name: str, *, enabled: bool) -> bool:
+        """Put a person's choice on the disk, and then take it into account; whether it is a new one. Raises DaemonError, and then it is
+        not in force."""
+        state = self._state
+        if uuid in (state.enabled - state.disabled if enabled else state.disabled - state.enabled):
+            return False
+        try:
+            await self._in_thread(lambda: choices.choose(self._folder, uuid, enabled=enabled, name=name))
+        except OSError as error:
+            word = "enabled" if enabled else "disabled"
+            raise DaemonError(
+                f"not {word}: that cannot be written to {self._folder} ({error.strerror or error})",
+                subject=name,
+                hint=f"make room or mend that, and try again; until then it is as it was (see: df {self._folder})",
+            ) from None
+        state.choose(uuid, enabled=enabled)
+        return True
+
+    async def take_stock(self, uuids: Iterable[str]) -> None:
+        """libvirt has these domains: at the first start they are those that existed; after a loss, see :mod:`~pcinuma.daemon.choices`.
+
+        Comes back when that is on the disk: nothing is placed while a crash would forget what may be placed.
+        """
+        state, uuids = self._state, frozenset(uuids)
+        if state.settled:
+            return
+        if state.existing is None and uuids:
+            log.info("first start: the domains that exist are left alone until enabled", domains=len(uuids))
+        while True:
+            try:
+                known = await self._in_thread(self._settle, uuids)
+                break
+            except OSError as error:
+                self._fails(error)
+                await asyncio.sleep(TRY_AGAIN)
+        self._failed = None
+        state.existing, state.enabled, state.disabled, state.lost = known.existing, known.enabled, known.disabled, known.lost
+        state.unsure, state.old, state.settled = False, None, True
+
+    def _settle(self, uuids: frozenset[str]) -> Choices:
+        state = self._state
+        if state.old is not None:
+            _put_old(self._folder, state, state.old)
+        disable = uuids - state.enabled if state.unsure else ()
+        return choices.establish(self._folder, uuids if state.existing is None else state.existing, disable, state.lost)
 
     def _write_soon(self) -> None:
         self._timer = None
-        self._thread.submit(self._write, self._state.to_json())
+        self._thread.submit(self._write, to_json(self._state.domains))
 
     def _write(self, data: bytes) -> bool:
+        if self._state.old is not None:
+            return False  # the file of version 1 is still needed
         try:
             replace_file(self._folder / FILE, data)
         except OSError as error:
-            if not self._failing:
-                log.error("state not written", file=str(self._folder / FILE), error=str(error))
-            self._failing = True
+            self._fails(error)
             return False
-        self._failing = False
+        self._failed = None
         return True
+
+    def _fails(self, error: OSError) -> None:
+        failed = f"the state cannot be written to {self._folder} ({error.strerror or error}): make room or mend that"
+        if failed != self._failed:
+            log.error(failed)
+        self._failed = failed
+
+    async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.wrap_future(self._thread.submit(function, *arguments))
 
 
 def replace_file(file: Path, data: bytes) -> None:

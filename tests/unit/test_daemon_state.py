@@ -1,4 +1,4 @@
-"""The state file: whole after a kill at any moment, and a daemon that starts whatever is in it."""
+"""What is remembered of domains: whole after a kill at any moment, and a daemon that starts whatever is in the file."""
 
 from __future__ import annotations
 
@@ -16,25 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.state import FILE, Decision, Record, State, load, replace_file
+from pcinuma.daemon.state import FILE, Decision, Record, State, from_json, load, replace_file, to_json
 from tests.unit.daemon_process import CHECKOUT
 
 DECISION = Decision("placed", None, None, "preferred", 4, 4, "2026-01-02T03:04:05+00:00", "reconciler")
 UUID = "0d1e7a3c-52f7-4b0e-9d2b-9a1c3f6a8b11"
 
 
-def full() -> State:
-    return State(
-        frozenset({UUID}),
-        {"enabled"},
-        {"disabled"},
-        {UUID: Record("vm", DECISION, frozenset({PciAddress(0, 10, 0, 0)})), "b": Record("other")},
-    )
+FULL = {UUID: Record("vm", DECISION, frozenset({PciAddress(0, 10, 0, 0)})), "b": Record("other")}
+WRITTEN = to_json(FULL)
 
 
 def test_what_is_written_is_read() -> None:
-    assert State.from_json(full().to_json()) == full()
-    assert State.from_json(State().to_json()) == State()
+    assert from_json(WRITTEN) == (FULL, [], None)
+    assert from_json(to_json({})) == ({}, [], None)
 
 
 def test_without_a_file_nothing_is_known(tmp_path: Path) -> None:
@@ -48,12 +43,9 @@ CORRUPT = [
     b"null",
     b"[]",
     b"{}",
-    b'{"version": 1}',
-    full().to_json()[:-30],
-    full().to_json().replace(b'"version": 1', b'"version": 99'),
-    full().to_json().replace(b'"name": "vm"', b'"name": 7'),
-    full().to_json().replace(b'"devices": 4', b'"devices": "4"'),
-    full().to_json().replace(b'"by"', b'"bye"'),
+    b'{"version": 2}',
+    WRITTEN[:-30],
+    WRITTEN.replace(b'"version": 2', b'"version": 99'),
     b"\xff" * 100,
     b"[" * 100_000,
 ]
@@ -69,6 +61,11 @@ def test_a_file_that_cannot_be_used_is_kept_aside_and_everything_that_exists_is_
     assert aside.read_bytes() == content
 
 
+@pytest.mark.parametrize(("good", "bad"), [(b'"name": "vm"', b'"name": 7'), (b'"devices": 4', b'"devices": "4"'), (b'"by"', b'"bye"')])
+def test_a_record_that_cannot_be_used_takes_no_other_along(good: bytes, bad: bytes) -> None:
+    assert from_json(WRITTEN.replace(good, bad)) == ({"b": FULL["b"]}, [UUID], None)
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
@@ -78,36 +75,32 @@ JSON = st.recursive(
 
 @given(st.sampled_from(["existing", "enabled", "disabled", "domains", "version"]), JSON)
 def test_any_value_in_any_place_is_read_or_refused(name: str, value: Any) -> None:
-    content = json.loads(full().to_json())
-    content[name] = value
-    data = json.dumps(content).encode()
+    content = {**json.loads(WRITTEN), "version": 1, "existing": [], "enabled": [], "disabled": [], name: value}
     try:
-        state = State.from_json(data)
+        read = from_json(json.dumps(content).encode())
     except ValueError:
         return
-    assert State.from_json(state.to_json()) == state
+    assert from_json(to_json(read.domains)).domains == read.domains
 
 
 @given(JSON, st.sampled_from(["name", "decision", "ran_with"]))
 def test_any_value_in_a_domain_is_read_or_refused(value: Any, name: str) -> None:
-    content = json.loads(full().to_json())
+    content = json.loads(WRITTEN)
     content["domains"][UUID][name] = value
-    try:
-        state = State.from_json(json.dumps(content).encode())
-    except ValueError:
-        return
-    assert State.from_json(state.to_json()) == state
+    read = from_json(json.dumps(content).encode())
+    assert set(read.domains) | set(read.unusable) == set(FULL)
+    assert from_json(to_json(read.domains)).domains == read.domains
 
 
 def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     writer = """
 import sys
 from pathlib import Path
-from pcinuma.daemon.state import FILE, Record, State, replace_file
+from pcinuma.daemon.state import FILE, Record, replace_file, to_json
 number = 0
 while True:
     number += 1
-    replace_file(Path(sys.argv[1]) / FILE, State(frozenset(), set(), set(), {str(n): Record(str(number)) for n in range(300)}).to_json())
+    replace_file(Path(sys.argv[1]) / FILE, to_json({str(n): Record(str(number)) for n in range(300)}))
 """
     chance = random.Random(3)
     for _ in range(12):
@@ -118,8 +111,8 @@ while True:
         time.sleep(chance.uniform(0, 0.1))
         process.send_signal(signal.SIGKILL)
         process.wait()
-        state = State.from_json((tmp_path / FILE).read_bytes())
-        assert len({record.name for record in state.domains.values()}) == 1, "all of one write"
+        domains = from_json((tmp_path / FILE).read_bytes()).domains
+        assert len({record.name for record in domains.values()}) == 1, "all of one write"
     assert {file.name for file in tmp_path.iterdir()} <= {FILE, f"{FILE}.new"}
 
 

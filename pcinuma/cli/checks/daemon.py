@@ -36,7 +36,7 @@ def _daemon_itself() -> list[Finding]:
         if isinstance(error.__context__, PermissionError):
             return [warn("daemon", "answers only root", "run this as root")]
         return [fail("daemon", error.what, error.hint)]
-    return [_daemon(status), *_link(status)]
+    return [_daemon(status), *[_problem(text) for text in status.get("problems", ())], *_link(status)]
 
 
 def _daemon(status: Mapping[str, Any]) -> Finding:
@@ -44,6 +44,11 @@ def _daemon(status: Mapping[str, Any]) -> Finding:
         message = f"version {status['version']} runs, version {__version__} is installed"
         return warn("daemon", message, "systemctl restart pcinuma")
     return passed("daemon", f"version {status['version']}, running since {str(status['started'])[:19].replace('T', ' ')}")
+
+
+def _problem(text: str) -> Finding:
+    message, _, hint = text.partition(": ")
+    return fail("daemon", message, hint or None)
 
 
 def _link(status: Mapping[str, Any]) -> list[Finding]:
