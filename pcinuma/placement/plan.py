@@ -5,8 +5,9 @@ away if it does not fit. A placed domain keeps its grouping, and leaves out the 
 
 Memory windows are judged wherever something moves. What stands has run, most likely, and the limits are estimates and those of the firmware
 that was measured: taking such a guest back would change its addresses for what may be no fault. So there it is a remark (``doubt``), but
-where the size was said (``X-PciMmio64Mb``, ``pcihole64``) and the same devices fit it unplaced, the layout is known to be wrong, and goes.
-This happens to guests whose firmware or BARs changed after they were placed.
+where the size was said (``X-PciMmio64Mb``, ``pcihole64``), the CPU adds nothing to it, and the same devices fit it unplaced, the layout is
+known to be wrong, and goes. This happens to guests whose firmware or BARs changed after they were placed. What only some versions of
+the firmware would not map is a remark too, also of a fresh plan.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Plan(NamedTuple):
     ``strangers``: (from, to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``,
     ``gain_multifunction``: changes to controllers that pcinuma created. ``seats``: source -> guest address for every device that is
     placed when the plan is carried out; ``reasons``: source -> why a device is not placed, or is placed with a remark.
-    ``stepped_down``: why a finer grouping did not fit. ``doubt``: why devices that stay where they are may not be mapped by the firmware.
+    ``stepped_down``: why a finer grouping did not fit. ``doubt``: why the firmware, or some versions of it, may not map the devices.
     """
 
     placement: Placement
