@@ -131,7 +131,7 @@ class Aperture:
         if not alone <= self.least < need:
             return None
         sentence = self._sentence(need, self.least, alone)
-        return f"OVMF before 2022.11, from 2025.05 on, and Debian's 2025.02 keeps no more than it is told, and {sentence}"
+        return f"some versions of OVMF (before 2022.11, from 2025.05 on, Debian's 2025.02) keep no more than they are told, and {sentence}"
 
     def is_certain(self, roots: Sequence[Sequence[str]]) -> bool:
         """Whether ``roots`` do not fit a size that was said, where the same devices on one root would: nothing in that is an estimate."""

@@ -215,7 +215,7 @@ def test_a_size_that_is_told_is_a_lower_bound_and_a_caution(tmp_path: Path) -> N
     xml = _gpu("host-passthrough", told_mib=65 * 1024)
     result = place(xml, request)
     assert result.outcome is Outcome.PLACED
-    assert result.message is not None and "keeps no more than it is told" in result.message and result.message in result.warnings
+    assert result.message is not None and "keep no more than they are told" in result.message and result.message in result.warnings
     again = place(result.xml, request)
     assert (again.outcome, again.xml) == (Outcome.UNCHANGED, result.xml)
     plenty = place(_gpu("host-passthrough", told_mib=256 * 1024), request)
