@@ -6,11 +6,17 @@ from pcinuma.lab.initramfs import END
 from pcinuma.lab.nested import READ_END
 
 NAME = "vm1"
+PATIENCE = 3600.0
+"""Seconds for a whole job; a tenth of that where nothing else runs."""
 
 LIBVIRT = """
 start_libvirt
 (virsh -q domcapabilities --virttype qemu --machine q35 >/dev/null 2>&1 &)
 step "libvirt is running"
+"""
+
+VERSIONS = """
+virsh version >/job/out/versions
 """
 
 INSTALL = """
@@ -32,7 +38,7 @@ step "virsh define %(name)s"
 
 PLACED = """
 placed() { virsh dumpxml --inactive "$1" | grep -q 'controller index='; }
-wait_for 20 placed %(name)s || give_up "%(name)s was not placed: $(tail -n 2 /job/out/pcinumad.log)"
+wait_for 120 placed %(name)s || give_up "%(name)s was not placed: $(tail -n 2 /job/out/pcinumad.log)"
 step "pcinumad has placed %(name)s"
 """ % {"name": NAME}
 
@@ -62,13 +68,13 @@ virsh dumpxml %(name)s >/job/out/live.xml
 
 GUEST = """
 printed() { grep -q '%(end)s' /consoles/%(name)s.console; }
-wait_for 900 printed || give_up "the guest printed nothing: $(tail -n 3 /consoles/%(name)s.console)"
+wait_for 2400 printed || give_up "the guest printed nothing: $(tail -n 3 /consoles/%(name)s.console)"
 step "the guest has printed what it sees"
 """ % {"name": NAME, "end": END}
 
 READ = """
 has_read() { grep -q '%(end)s' /consoles/%(name)s.console; }
-wait_for 300 has_read || give_up "the guest read nothing"
+wait_for 1200 has_read || give_up "the guest read nothing"
 step "the guest has read its drives"
 """ % {"name": NAME, "end": READ_END}
 

@@ -1,4 +1,5 @@
-"""Virtual hosts. Those that a session's tests want are started before the first test, two at a time, since each keeps one core busy.
+"""Virtual hosts. Those that a session's tests want are started together when the first of them is asked for, two at a time, since each
+keeps one core busy. In a usual run that is one, on which pcinuma lives and a guest boots.
 
 The kernel package is fetched once into ``PCINUMA_LAB_CACHE`` (default ``/var/cache/pcinuma/lab``).
 """
@@ -8,7 +9,7 @@ from __future__ import annotations
 import os
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Iterator, Optional
+from typing import Iterator
 
 import pytest
 
@@ -18,7 +19,7 @@ from pcinuma.lab.virtual_host import HostRun
 from tests.lab import tier2, tier3
 from tests.lab.table import FILE, Table
 
-EARLY = {"tier2_host": tier2.run, "tier3_host": tier3.run_two_sockets}
+FIRST = "first_host"
 
 
 @pytest.fixture(scope="session")
@@ -32,38 +33,34 @@ def lab_kernel() -> kernel.Kernel:
         pytest.skip(str(error))
 
 
-@pytest.fixture(scope="session", autouse=True)
-def early(
+@pytest.fixture(scope="session")
+def hosts(
     request: pytest.FixtureRequest, lab_kernel: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Future[HostRun]]]:
-    """The hosts that this session's tests want, running since its beginning: by fixture, and those of ``preset_host`` by preset."""
-    wanted = {name for item in request.session.items for name in getattr(item, "fixturenames", ()) if name in EARLY}
+    """The hosts that this session's tests want, running: the first one, and those of ``preset_host`` by preset."""
+    fixtures = [getattr(item, "fixturenames", ()) for item in request.session.items]
     of_presets = {
         item.callspec.params["preset_host"] for item in request.session.items if "preset_host" in getattr(item, "fixturenames", ())
     }
     with ThreadPoolExecutor(2) as pool:
-        runs = {name: pool.submit(EARLY[name], lab_kernel, tmp_path_factory.mktemp(name)) for name in sorted(wanted)}
+        runs = {}
+        if any(FIRST in names for names in fixtures):
+            runs[FIRST] = pool.submit(tier2.run, lab_kernel, tmp_path_factory.mktemp(FIRST))
         for name in sorted(of_presets):
             runs[name] = pool.submit(tier3.run, PRESETS[name](), lab_kernel, tmp_path_factory.mktemp(name))
         yield runs
 
 
 @pytest.fixture(scope="session")
-def tier2_host(early: dict[str, Future[HostRun]]) -> HostRun:
-    """The host on which pcinuma lives a whole life, from install.sh to uninstall."""
-    return _result(early["tier2_host"])
+def first_host(hosts: dict[str, Future[HostRun]]) -> HostRun:
+    """The host on which pcinuma lives a whole life, from install.sh to uninstall, and a guest boots and prints what it sees."""
+    return _result(hosts[FIRST])
 
 
 @pytest.fixture(scope="session")
-def tier3_host(early: dict[str, Future[HostRun]]) -> HostRun:
-    """The host on which a guest boots and prints what it sees."""
-    return _result(early["tier3_host"])
-
-
-@pytest.fixture(scope="session")
-def preset_host(request: pytest.FixtureRequest, early: dict[str, Future[HostRun]]) -> tuple[str, HostRun]:
+def preset_host(request: pytest.FixtureRequest, hosts: dict[str, Future[HostRun]]) -> tuple[str, HostRun]:
     """The host of the preset that the test is parametrized with, and a booted guest on it."""
-    return request.param, _result(early[request.param])
+    return request.param, _result(hosts[request.param])
 
 
 @pytest.fixture(scope="session")
@@ -75,6 +72,5 @@ def lab_table() -> Iterator[Table]:
         FILE.write_text(table.text(), encoding="utf-8")
 
 
-def _result(future: Optional[Future[HostRun]]) -> HostRun:
-    assert future is not None
-    return future.result(timeout=1800).require()
+def _result(future: Future[HostRun]) -> HostRun:
+    return future.result().require()

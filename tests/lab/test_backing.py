@@ -47,7 +47,7 @@ def host(lab_kernel: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory) ->
     job = jobs.DRIVERS + PREPARE % names + jobs.LIBVIRT + jobs.INSTALL + jobs.DEFINE + jobs.PLACED + jobs.START + jobs.GUEST + jobs.STOP
     xml = nested.domain(jobs.NAME, [], {0: 0, 1: 1}, group_by="root-complex").replace(b"  </devices>", DEVICES.encode() + b"\n  </devices>")
     files = {f"{jobs.NAME}.xml": xml, "images/nested.cpio": nested.image(lab_kernel)}
-    return virtual_host.run(plan, job, lab_kernel, tmp_path_factory.mktemp("backing"), files=files, timeout=1500).require()
+    return virtual_host.run(plan, job, lab_kernel, tmp_path_factory.mktemp("backing"), files=files, timeout=jobs.PATIENCE).require()
 
 
 def test_the_host_shows_virtual_devices_as_virtual(host: HostRun) -> None:

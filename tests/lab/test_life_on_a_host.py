@@ -29,8 +29,8 @@ def cell_of(live: layout.Layout, device: layout.Device) -> Optional[int]:
     return next((c.cell for c in live.controllers.values() if c.bus_nr is not None and root == "0000:%02x" % c.bus_nr), None)
 
 
-def test_the_host_is_what_its_plan_says(tier2_host: HostRun) -> None:
-    host = guest_tree.parse(tier2_host.out["host-tree"])
+def test_the_host_is_what_its_plan_says(first_host: HostRun) -> None:
+    host = guest_tree.parse(first_host.out["host-tree"])
     for name, path in PRESET.host.places().items():
         seen = host.at(path)
         assert seen is not None, name
@@ -38,15 +38,15 @@ def test_the_host_is_what_its_plan_says(tier2_host: HostRun) -> None:
         assert seen.numa_node == (1 if name.endswith("1") else 0)
 
 
-def test_a_definition_is_placed_before_the_start(tier2_host: HostRun) -> None:
-    live = layout.read(tier2_host.out["live.xml"].encode())
+def test_a_definition_is_placed_before_the_start(first_host: HostRun) -> None:
+    live = layout.read(first_host.out["live.xml"].encode())
     assert [device.source for device in live.passthrough] == PASSED
     assert all(live.path(device.address).root != MAIN_ROOT for device in live.passthrough)
     assert {c.cell for c in live.controllers.values() if c.model == "pcie-expander-bus"} == {0, 1}
 
 
-def test_the_devices_are_on_vfio_pci_while_the_guest_runs_and_on_their_own_driver_before_and_after(tier2_host: HostRun) -> None:
-    before, running, after = (drivers(tier2_host, when) for when in ("before", "running", "after"))
+def test_the_devices_are_on_vfio_pci_while_the_guest_runs_and_on_their_own_driver_before_and_after(first_host: HostRun) -> None:
+    before, running, after = (drivers(first_host, when) for when in ("before", "running", "after"))
     assert set(running) == set(PASSED)
     assert {driver for driver, _ in running.values()} == {"vfio-pci"}
     assert len({group for _, group in running.values()}) == len(PASSED)
@@ -54,44 +54,44 @@ def test_the_devices_are_on_vfio_pci_while_the_guest_runs_and_on_their_own_drive
     assert after == before
 
 
-def test_libvirtd_calls_the_hook(tier2_host: HostRun) -> None:
-    assert any("by=hook" in line for line in tier2_host.out["pcinumad-first.log"].splitlines())
+def test_libvirtd_calls_the_hook(first_host: HostRun) -> None:
+    assert any("by=hook" in line for line in first_host.out["pcinumad-first.log"].splitlines())
 
 
-def test_a_device_that_is_gone_for_a_while_changes_nothing(tier2_host: HostRun) -> None:
-    placed = tier2_host.out["placed.xml"]
-    assert json.loads(tier2_host.out["status-while-device-gone"])
-    assert tier2_host.out["while-device-gone.xml"] == placed
-    assert tier2_host.out["after-rescan.xml"] == placed
+def test_a_device_that_is_gone_for_a_while_changes_nothing(first_host: HostRun) -> None:
+    placed = first_host.out["placed.xml"]
+    assert json.loads(first_host.out["status-while-device-gone"])
+    assert first_host.out["while-device-gone.xml"] == placed
+    assert first_host.out["after-rescan.xml"] == placed
 
 
-def test_required_refuses_a_start_and_says_why(tier2_host: HostRun) -> None:
-    said = tier2_host.out["required.log"]
+def test_required_refuses_a_start_and_says_why(first_host: HostRun) -> None:
+    said = first_host.out["required.log"]
     assert "started" not in said.splitlines()
     assert "pcinuma" in said
     assert ADDRESSES["nic1"] in said or "no guest cell" in said
 
 
-def test_a_guest_starts_on_the_default_root_when_the_daemon_is_dead(tier2_host: HostRun) -> None:
-    live = layout.read(tier2_host.out["bare-live.xml"].encode())
+def test_a_guest_starts_on_the_default_root_when_the_daemon_is_dead(first_host: HostRun) -> None:
+    live = layout.read(first_host.out["bare-live.xml"].encode())
     assert [device.source for device in live.passthrough] == [ADDRESSES["disk0"]]
     assert all(live.path(device.address).root == MAIN_ROOT for device in live.passthrough)
 
 
-def test_without_systemd_the_proxy_is_not_put_on_libvirts_socket_and_says_what_to_do(tier2_host: HostRun) -> None:
-    said = tier2_host.out["proxy-enable.log"]
+def test_without_systemd_the_proxy_is_not_put_on_libvirts_socket_and_says_what_to_do(first_host: HostRun) -> None:
+    said = first_host.out["proxy-enable.log"]
     assert "systemd does not run here" in said
     assert f"socket={tier2.PROXY}" in said
     assert said.splitlines()[-1] == "exit code 1"
 
 
-def test_a_transient_guest_that_comes_through_the_proxy_is_placed(tier2_host: HostRun) -> None:
-    live = layout.read(tier2_host.out["transient.xml"].encode())
+def test_a_transient_guest_that_comes_through_the_proxy_is_placed(first_host: HostRun) -> None:
+    live = layout.read(first_host.out["transient.xml"].encode())
     assert [(device.source, cell_of(live, device)) for device in live.passthrough] == [(ADDRESSES["gpu0"], 0)]
 
 
-def test_a_device_plugged_in_through_the_proxy_lands_on_the_spare_port_beside_its_neighbour(tier2_host: HostRun) -> None:
-    before, live = (layout.read(tier2_host.out[name].encode()) for name in ("transient.xml", "transient-plugged.xml"))
+def test_a_device_plugged_in_through_the_proxy_lands_on_the_spare_port_beside_its_neighbour(first_host: HostRun) -> None:
+    before, live = (layout.read(first_host.out[name].encode()) for name in ("transient.xml", "transient-plugged.xml"))
     assert live.controllers == before.controllers
     gpu, nic = live.passthrough
     assert (gpu.source, nic.source) == (ADDRESSES["gpu0"], ADDRESSES["nic0"])
@@ -100,21 +100,21 @@ def test_a_device_plugged_in_through_the_proxy_lands_on_the_spare_port_beside_it
     assert not live.controllers[gpu.address.bus].hotplug
 
 
-def test_its_devices_are_on_vfio_pci_meanwhile_and_given_back(tier2_host: HostRun) -> None:
+def test_its_devices_are_on_vfio_pci_meanwhile_and_given_back(first_host: HostRun) -> None:
     busy = {ADDRESSES["gpu0"], ADDRESSES["nic0"], ADDRESSES["gpu1"]}
-    assert {address for address, (driver, _) in drivers(tier2_host, "transient").items() if driver == "vfio-pci"} == busy
-    gone = {address for address, (driver, _) in drivers(tier2_host, "transient-gone").items() if driver == "vfio-pci"}
+    assert {address for address, (driver, _) in drivers(first_host, "transient").items() if driver == "vfio-pci"} == busy
+    gone = {address for address, (driver, _) in drivers(first_host, "transient-gone").items() if driver == "vfio-pci"}
     assert gone == {ADDRESSES["gpu1"]}
 
 
-def test_a_running_guest_is_given_a_device_on_the_spare_port_and_its_kernel_sees_the_node(tier2_host: HostRun) -> None:
-    live, inactive = (layout.read(tier2_host.out[f"hot-attached{which}.xml"].encode()) for which in ("", "-inactive"))
+def test_a_running_guest_is_given_a_device_on_the_spare_port_and_its_kernel_sees_the_node(first_host: HostRun) -> None:
+    live, inactive = (layout.read(first_host.out[f"hot-attached{which}.xml"].encode()) for which in ("", "-inactive"))
     gpu, nic = live.passthrough
     assert (gpu.source, nic.source) == (ADDRESSES["gpu1"], ADDRESSES["nic1"])
     assert live.path(gpu.address).root == live.path(nic.address).root != MAIN_ROOT
     assert live.controllers[nic.address.bus].hotplug
-    assert {item["guest_cell"] for item in json.loads(tier2_host.out["attach.json"])["attached"]} == {1}
-    first, _, later = tier2_host.out[f"{tier2.HOT}.console"].partition(initramfs.END)
+    assert {item["guest_cell"] for item in json.loads(first_host.out["attach.json"])["attached"]} == {1}
+    first, _, later = first_host.out[f"{tier2.HOT}.console"].partition(initramfs.END)
     before, after = guest_tree.parse(first + initramfs.END), guest_tree.parse(later)
     assert before.at(live.path(nic.address)) is None
     for tree, device in ((before, gpu), (after, gpu), (after, nic)):
@@ -126,20 +126,20 @@ def test_a_running_guest_is_given_a_device_on_the_spare_port_and_its_kernel_sees
     ]
 
 
-def test_a_running_guest_lets_go_of_a_device_that_goes_back_to_its_own_driver(tier2_host: HostRun) -> None:
-    assert tier2_host.out["detach.log"].splitlines()[-1] == "exit code 0", tier2_host.out["detach.log"]
-    done = {item["where"]: item["detached"] for item in json.loads(tier2_host.out["detach.json"])["done"]}
+def test_a_running_guest_lets_go_of_a_device_that_goes_back_to_its_own_driver(first_host: HostRun) -> None:
+    assert first_host.out["detach.log"].splitlines()[-1] == "exit code 0", first_host.out["detach.log"]
+    done = {item["where"]: item["detached"] for item in json.loads(first_host.out["detach.json"])["done"]}
     assert done == {"live": True, "config": True}
     for which in ("", "-inactive"):
-        left = layout.read(tier2_host.out[f"hot-detached{which}.xml"].encode())
+        left = layout.read(first_host.out[f"hot-detached{which}.xml"].encode())
         assert [device.source for device in left.passthrough] == [ADDRESSES["gpu1"]]
-    assert nested.UNPLUGGED in tier2_host.out[f"{tier2.HOT}.console"]
-    assert drivers(tier2_host, "hot")[ADDRESSES["nic1"]][0] == "vfio-pci"
-    assert drivers(tier2_host, "hot-detached")[ADDRESSES["nic1"]] == drivers(tier2_host, "before")[ADDRESSES["nic1"]]
+    assert nested.UNPLUGGED in first_host.out[f"{tier2.HOT}.console"]
+    assert drivers(first_host, "hot")[ADDRESSES["nic1"]][0] == "vfio-pci"
+    assert drivers(first_host, "hot-detached")[ADDRESSES["nic1"]] == drivers(first_host, "before")[ADDRESSES["nic1"]]
 
 
-def test_uninstalling_reverts_the_domains_and_leaves_the_configuration_only(tier2_host: HostRun) -> None:
-    definition = etree.fromstring(tier2_host.out["uninstalled.xml"].encode())
+def test_uninstalling_reverts_the_domains_and_leaves_the_configuration_only(first_host: HostRun) -> None:
+    definition = etree.fromstring(first_host.out["uninstalled.xml"].encode())
     assert not definition.xpath("//controller[@model='pcie-expander-bus']")
     assert not definition.xpath("//*[local-name()='placement']")
-    assert [line for line in tier2_host.out["left-behind"].splitlines() if "/etc/pcinuma" not in line] == []
+    assert [line for line in first_host.out["left-behind"].splitlines() if "/etc/pcinuma" not in line] == []

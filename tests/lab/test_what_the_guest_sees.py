@@ -15,22 +15,22 @@ from tests.lab.table import Table
 TWO_SOCKETS = "two-sockets-with-switches"
 
 
-def test_two_groups_and_a_switch_on_each_node(tier3_host: HostRun, lab_kernel: kernel.Kernel, lab_table: Table) -> None:
+def test_two_groups_and_a_switch_on_each_node(first_host: HostRun, lab_kernel: kernel.Kernel, lab_table: Table) -> None:
     preset = presets.PRESETS[TWO_SOCKETS]()
-    findings = tier3.judge(tier3_host, preset)
-    lab_table.add(TWO_SOCKETS, preset, tier3_host, findings, lab_kernel.release)
+    findings = tier3.judge(first_host, preset)
+    lab_table.add(TWO_SOCKETS, preset, first_host, findings, lab_kernel.release)
     assert findings == []
 
 
-def test_the_judge_objects_if_the_cells_were_swapped(tier3_host: HostRun) -> None:
+def test_the_judge_objects_if_the_cells_were_swapped(first_host: HostRun) -> None:
     preset = presets.two_sockets_with_switches()
     swapped = presets.Preset(preset.host, preset.passed, {0: 1, 1: 0})
-    wrong = {finding.device for finding in tier3.judge(tier3_host, swapped) if finding.what.startswith("numa_node")}
+    wrong = {finding.device for finding in tier3.judge(first_host, swapped) if finding.what.startswith("numa_node")}
     assert len(wrong) == len(preset.names)
 
 
-def test_the_guest_reads_its_drive_by_dma(tier3_host: HostRun) -> None:
-    read = between(tier3_host.out["vm1.console"], READ_BEGIN, READ_END)
+def test_the_guest_reads_its_drive_by_dma(first_host: HostRun) -> None:
+    read = between(first_host.out["vm1.console"], READ_BEGIN, READ_END)
     assert hardware.sector("disk0").decode().strip() in read
 
 

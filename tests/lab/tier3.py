@@ -4,27 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pcinuma.lab import compare, guest_tree, jobs, kernel, layout, nested, presets, virtual_host
+from pcinuma.lab import compare, guest_tree, jobs, kernel, layout, nested, virtual_host
 from pcinuma.lab.compare import Finding
 from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
 from pcinuma.settings import GroupBy
 
-VERSIONS = "virsh version >/job/out/versions\n"
 
-
-def run(preset: Preset, image: kernel.Kernel, scratch: Path, *, read_disks: bool = False) -> HostRun:
-    job = jobs.DRIVERS + preset.prepare + "\n" + jobs.LIBVIRT + VERSIONS + jobs.INSTALL + jobs.DEFINE
-    job += (jobs.PLACED if preset.host.expanders else "sleep 3\n") + jobs.START + jobs.GUEST + (jobs.READ if read_disks else "") + jobs.STOP
+def run(preset: Preset, image: kernel.Kernel, scratch: Path) -> HostRun:
+    job = jobs.DRIVERS + preset.prepare + "\n" + jobs.LIBVIRT + jobs.VERSIONS + jobs.INSTALL + jobs.DEFINE
+    job += (jobs.PLACED if preset.host.expanders else "sleep 3\n") + jobs.START + jobs.GUEST + jobs.STOP
     files = {
         f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
-        "images/nested.cpio": nested.image(image, read_disks=read_disks),
+        "images/nested.cpio": nested.image(image),
     }
-    return virtual_host.run(preset.host, job, image, scratch, files=files, timeout=1500)
-
-
-def run_two_sockets(image: kernel.Kernel, scratch: Path) -> HostRun:
-    return run(presets.two_sockets_with_switches(), image, scratch, read_disks=True)
+    return virtual_host.run(preset.host, job, image, scratch, files=files, timeout=jobs.PATIENCE)
 
 
 def judge(run: HostRun, preset: Preset, group_by: GroupBy = GroupBy.SWITCH) -> list[Finding]:
