@@ -13,10 +13,14 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import Optional
 
 import pytest
 
+from pcinuma.lab import kernel
+
+CHECKOUT = Path(__file__).parents[1]
 Reason = Optional[str]
 
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -70,6 +74,14 @@ def program(name: str, package: str = "") -> Reason:
 @cache
 def libvirtd() -> Reason:
     return module("libvirt") or program("libvirtd", "libvirt-daemon-system") or program("virsh", "libvirt-clients")
+
+
+def kernel_cache() -> Path:
+    """Where the kernel for guests is kept: ``PCINUMA_LAB_CACHE``, else the lab's own folder, else one in the checkout."""
+    given = os.environ.get("PCINUMA_LAB_CACHE")
+    usual = kernel.DEFAULT_CACHE
+    there = next(folder for folder in (usual, *usual.parents) if folder.is_dir())
+    return Path(given) if given else usual if os.access(there, os.W_OK) else CHECKOUT / ".venv" / "kernel"
 
 
 def require(*reasons: Reason) -> None:

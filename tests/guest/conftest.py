@@ -5,14 +5,13 @@ The kernel package is fetched once into ``PCINUMA_LAB_CACHE`` (default ``/var/ca
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Iterator
 
 import pytest
 
 from pcinuma.lab import LabError, kernel, machine
+from tests import needs
 from tests.guest import largest
 from tests.guest.boots import Booted
 
@@ -22,7 +21,7 @@ def lab_kernel() -> kernel.Kernel:
     try:
         machine.binary()
         machine.ovmf()
-        return kernel.fetch(Path(os.environ.get("PCINUMA_LAB_CACHE", kernel.DEFAULT_CACHE)))
+        return kernel.fetch(needs.kernel_cache())
     except LabError as error:
         pytest.skip(str(error))
 

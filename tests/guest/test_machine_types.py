@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
-from pcinuma.lab import LabError, endpoints, guest_tree, kernel, layout
+from pcinuma.lab import LabError, endpoints, guest_tree, layout
 from pcinuma.lab.kernel import Kernel
 from pcinuma.settings import GroupBy
+from tests import needs
 from tests.guest import foreign
 from tests.guest.boots import Booted, boot, placed
 from tests.guest.foreign import Foreign
@@ -17,7 +17,7 @@ from tests.hosts.domains import Domain, two_cells
 from tests.hosts.machines import MACHINES
 
 STRAIGHT = {0: 0, 1: 1}
-CACHE = Path(os.environ.get("PCINUMA_LAB_CACHE", kernel.DEFAULT_CACHE))
+CACHE = needs.kernel_cache()
 
 
 def _fetched(name: str) -> Foreign:

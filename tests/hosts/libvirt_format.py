@@ -7,12 +7,13 @@ a private mount namespace, since probing QEMU hangs where KVM is there but unusa
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tempfile
 from typing import Optional
+
+from tests import needs
 
 _CHILD = """
 import json, os, subprocess, sys
@@ -44,16 +45,7 @@ os._exit(0)
 
 def missing() -> Optional[str]:
     """Why the real libvirt cannot be asked here; None if it can."""
-    if os.geteuid() != 0:
-        return "needs root"
-    for program in ("unshare", "qemu-system-x86_64"):
-        if shutil.which(program) is None:
-            return f"needs {program}"
-    try:
-        import libvirt  # noqa: F401
-    except ImportError:
-        return "needs libvirt-python"
-    return None
+    return needs.namespaces() or needs.program("qemu-system-x86_64", "qemu-system-x86") or needs.module("libvirt")
 
 
 def define(documents: list[bytes], timeout: float = 300) -> list[tuple[Optional[bytes], Optional[str]]]:

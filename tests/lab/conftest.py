@@ -6,9 +6,7 @@ The kernel package is fetched once into ``PCINUMA_LAB_CACHE`` (default ``/var/ca
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Iterator
 
 import pytest
@@ -16,6 +14,7 @@ import pytest
 from pcinuma.lab import LabError, demo, kernel
 from pcinuma.lab.presets import PRESETS
 from pcinuma.lab.virtual_host import HostRun
+from tests import needs
 from tests.lab import tier2, tier3
 from tests.lab.table import FILE, Table
 
@@ -28,7 +27,7 @@ def lab_kernel() -> kernel.Kernel:
     if lacking:
         pytest.skip("; ".join(lacking))
     try:
-        return kernel.fetch(Path(os.environ.get("PCINUMA_LAB_CACHE", kernel.DEFAULT_CACHE)))
+        return kernel.fetch(needs.kernel_cache())
     except LabError as error:
         pytest.skip(str(error))
 

@@ -17,6 +17,7 @@ import pytest
 
 from pcinuma.lab import kernel
 from pcinuma.lab.virtual_host import CHECKOUT
+from tests import needs
 
 DEMO = ["env", "--default-signal=HUP,INT,TERM", sys.executable, "-B", "-m", "pcinuma", "demo"]
 """With the signals as a terminal leaves them: it would inherit it if the tests were started with some ignored (``nohup``, ``&``)."""
@@ -114,7 +115,7 @@ def test_keep_and_json_do_not_go_together() -> None:
     assert "do not go together" in done.stderr
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="hiding a program takes a mount namespace")
+@pytest.mark.skipif(needs.namespaces() is not None, reason=str(needs.namespaces()))
 def test_a_missing_program_is_named_with_what_installs_it(tmp_path: Path) -> None:
     hide = f"mount --bind {tmp_path} /usr/sbin && exec env PATH=/usr/bin {' '.join(DEMO)}"
     done = subprocess.run(["unshare", "-m", "sh", "-c", hide], cwd=CHECKOUT, capture_output=True, text=True, timeout=PROMPT)

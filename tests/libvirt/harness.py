@@ -32,6 +32,7 @@ import libvirt
 import psutil
 
 from pcinuma.lab import userland
+from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE_SCRIPT = Path(__file__).with_name("harness_namespace.sh")
@@ -99,8 +100,8 @@ def default_root() -> Path:
 def unavailable() -> Optional[str]:
     """Why no private libvirtd can run on this machine; None if it can."""
     root = default_root()
-    if os.geteuid() != 0:
-        return "needs root (namespaces and a system libvirtd)"
+    if needs.namespaces():
+        return needs.namespaces()
     for program in ("usr/sbin/libvirtd", "usr/sbin/virtlogd", "usr/bin/virsh"):
         if not (root / program).exists():
             return f"{root / program} is not installed"

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests import needs
 from tests.libvirt.booted import Booted
 from tests.libvirt.conftest import require
 from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
@@ -21,6 +22,7 @@ SERVICES = ("pcinuma.service", "pcinuma-proxy.service")
 def machine() -> Iterator[Booted]:
     """A booted host with libvirtd, two nodes, and a guest that is not there yet."""
     require()
+    needs.require(needs.booting())
     with Booted() as machine:
         small_host(machine.path(TREE))
         for service in SERVICES:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -20,6 +19,7 @@ import pytest
 from pcinuma.daemon import client, server
 from pcinuma.daemon.interface import DESCRIPTIONS, INPUTS
 from pcinuma.errors import DaemonError
+from tests import needs
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
 
 
@@ -232,7 +232,7 @@ def test_half_a_message_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: 
         thread.join()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+@pytest.mark.skipif(needs.other_user() is not None, reason=str(needs.other_user()))
 def test_another_user_is_refused_even_if_he_gets_to_the_socket() -> None:
     asker = """
 import os, socket, sys

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from pcinuma.settings import Settings, load_settings
+from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 FOREIGN_HOOK = "#!/bin/sh\n# somebody else's\nexit 0\n"
@@ -256,7 +257,7 @@ def test_wrong_usage_is_one_line_and_exit_code_2(arguments: list[str]) -> None:
     assert said.count("\n") == 1 and said.startswith("install.sh: ") and "--help" in said
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to become somebody else")
+@pytest.mark.skipif(needs.other_user() is not None, reason=str(needs.other_user()))
 def test_somebody_who_is_not_root_is_told_in_one_line() -> None:
     words = ["setpriv", "--reuid=65534", "--clear-groups", "bash", "install.sh", "--uninstall"]
     process = subprocess.run(words, cwd=CHECKOUT, capture_output=True, text=True)

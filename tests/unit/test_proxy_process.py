@@ -16,6 +16,7 @@ import psutil
 import pytest
 
 from pcinuma.proxy.server import ACCEPTED_AT_ONCE, CONNECTIONS_OF_A_USER
+from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 PROXY = ("/usr/bin/python3", "-m", "pcinuma.proxy")
@@ -138,7 +139,7 @@ def test_systemd_hears_when_it_is_ready(folder: Path) -> None:
             assert notified.recv(100) == b"READY=1"
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.skipif(needs.other_user() is not None, reason=str(needs.other_user()))
 def test_one_user_cannot_take_all_the_connections(folder: Path) -> None:
     with echo(folder / "up"), running("--listen", str(folder / "own"), "--upstream", str(folder / "up")) as process:
         assert answers(folder / "own")
