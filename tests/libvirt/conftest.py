@@ -7,16 +7,20 @@ the test alone: for tests that restart libvirtd, install hooks or start daemons.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.libvirt.harness import PrivateLibvirt, unavailable
+if TYPE_CHECKING:  # where Python has no libvirt, this file can be read all the same, and those that need it say so
+    from tests.libvirt.harness import PrivateLibvirt
 
 
 @pytest.fixture(scope="session")
 def libvirt_host() -> Iterator[PrivateLibvirt]:
     """One private libvirtd for all tests that only define, validate or look."""
     require()
+    from tests.libvirt.harness import PrivateLibvirt
+
     with PrivateLibvirt() as host:
         yield host
 
@@ -25,11 +29,15 @@ def libvirt_host() -> Iterator[PrivateLibvirt]:
 def fresh_host() -> Iterator[PrivateLibvirt]:
     """A private libvirtd for this test alone (about half a second)."""
     require()
+    from tests.libvirt.harness import PrivateLibvirt
+
     with PrivateLibvirt() as host:
         yield host
 
 
 def require() -> None:
+    from tests.libvirt.harness import unavailable
+
     reason = unavailable()
     if reason:
         pytest.skip(reason)
