@@ -19,7 +19,9 @@ import pytest
 EVERY = 20.0
 USUAL = {"unit": 0.1, "golden": 0.05, "libvirt": 0.6, "guest": 5.0, "lab": 12.0}
 BESIDE = 1.8
-"""How many seconds of tests a second of a run is worth, until this run has shown it."""
+"""How many seconds of tests a second of a run is worth, before this run shows it."""
+ASSUMED = 15.0
+"""How many seconds of a run that assumption is worth."""
 DURATIONS = Path(__file__).parents[1] / ".venv" / "durations.json"
 
 
@@ -101,7 +103,7 @@ class Progress:
             elapsed = self.last - self.began
             ready = sum(self.expected.get(nodeid, 0.0) for nodeid in list(self.took))
             left = max(sum(self.expected.values()) - ready, 1.0)
-            worth = ready / elapsed if elapsed > 60 and ready > 30 else BESIDE
+            worth = (ready + ASSUMED * BESIDE) / (elapsed + ASSUMED)
             parts = ", ".join(f"{part} {self.done[part]} of {number}" for part, number in self.all.items())
             estimate = "" if self.done == self.all else f"; about {_minutes(left / worth)} left"
             self.terminal.write_line(f"[{int(elapsed) // 60:2}:{int(elapsed) % 60:02}] {parts}{estimate}")
