@@ -115,9 +115,9 @@ def insert_after(sibling: etree._Element, new: etree._Element) -> None:
     """Put ``new`` behind ``sibling``, indented like it."""
     previous, parent = sibling.getprevious(), sibling.getparent()
     assert parent is not None
-    before = previous.tail if previous is not None else parent.text
-    sibling.addnext(new)  # the sibling's tail is now the new element's
-    sibling.tail = _blank(before)
+    before, after = previous.tail if previous is not None else parent.text, sibling.tail
+    sibling.addnext(new)  # lxml before 6.1 makes the sibling's tail the new element's, later ones do not
+    sibling.tail, new.tail = _blank(before), after
 
 
 def append(parent: etree._Element, new: etree._Element) -> None:
