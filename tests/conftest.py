@@ -87,6 +87,18 @@ def pytest_make_collect_report(collector: pytest.Collector) -> Generator[None, p
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that calls a program which is a package of the distribution's, and which is not installed, is skipped with that reason."""
+    report = yield
+    error = call.excinfo.value if call.excinfo is not None else None
+    program = str(error.filename) if isinstance(error, FileNotFoundError) else ""
+    if report.failed and program in needs.PACKAGES and (reason := needs.program(program, needs.PACKAGES[program])):
+        report.outcome = "skipped"
+        report.longrepr = (str(item.path), 0, f"Skipped: {reason}")
+    return report
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     _seconds[_part(report.nodeid)] += report.duration
     if report.when == "call":

@@ -23,6 +23,8 @@ from pcinuma.lab import kernel
 CHECKOUT = Path(__file__).parents[1]
 Reason = Optional[str]
 
+PACKAGES = {"shellcheck": "shellcheck", "groff": "groff", "systemd-analyze": "systemd", "systemd-tmpfiles": "systemd", "ip": "iproute2"}
+"""Programs that tests call, and the packages that they are in."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _OVERLAY = (
     "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/lower /mnt/upper /mnt/work /mnt/all"

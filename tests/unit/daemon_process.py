@@ -14,6 +14,7 @@ from typing import Any, Optional
 
 import psutil
 
+from tests import needs
 from tests.hosts.build import GPU, NIC, Host
 
 CHECKOUT = Path(__file__).parents[2]
@@ -41,6 +42,7 @@ class DaemonProcess:
     """A running pcinumad below ``base``, which gets ``socket``, ``state/`` and ``daemon.log``. Use it as a context manager."""
 
     def __init__(self, base: Path, root: Path) -> None:
+        needs.require(needs.module("libvirt"))
         self.base = base
         self.root = root
         self.socket = base / "socket"
