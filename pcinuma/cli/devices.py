@@ -14,6 +14,7 @@ from pcinuma.domain.backing import read_backed
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.xml import Document, parts_of
 from pcinuma.errors import UnusableInput
+from pcinuma.xml_parser import parse
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")
 DEVICE_HELP = "a host PCI address (0000:17:00.0 or 17:00.0), a mediated device's UUID, or a file with a device's XML"
@@ -21,7 +22,7 @@ DEVICE_HELP = "a host PCI address (0000:17:00.0 or 17:00.0), a mediated device's
 
 def source_of(xml: bytes) -> Optional[str]:
     """The ``source`` by which reports name the device in a device's XML; None if it is no passthrough device."""
-    device = _read(etree.fromstring(xml))
+    device = _read(parse(xml, "device XML"))
     return None if device is None else device.source
 
 
@@ -46,11 +47,9 @@ def device_xml(text: str) -> bytes:
         raise UnusableInput("is neither a PCI address, nor an mdev's UUID, nor a file", subject=text, hint=hint)
     try:
         xml = Path(text).read_bytes()
-        element = etree.fromstring(xml)
     except OSError as error:
         raise UnusableInput(f"cannot be read ({error.strerror})", subject=text) from error
-    except etree.XMLSyntaxError as error:
-        raise UnusableInput(f"is no well-formed XML ({error.msg})", subject=text) from error
+    element = parse(xml, text)
     if element.tag not in ("hostdev", "interface", "disk"):
         raise UnusableInput(f"holds <{element.tag}>, not a hostdev, interface or disk", subject=text)
     return xml

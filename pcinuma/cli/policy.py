@@ -20,6 +20,7 @@ from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError
 from pcinuma.printable import printable
 from pcinuma.settings import GroupBy, Policy
+from pcinuma.xml_parser import parse
 
 NAME = "policy"
 HELP = "show or set what the owner of a domain wants: preferred, required or off, and the grouping"
@@ -101,4 +102,4 @@ def _element(domain: Any, libvirt: Any) -> etree._Element:
         if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN_METADATA:
             raise
         text = "<pcinuma/>"  # libvirt gives it the namespace that goes with the key
-    return etree.fromstring(text)
+    return parse(text, "pcinuma's metadata")

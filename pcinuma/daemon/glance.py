@@ -8,14 +8,15 @@ other people's XML they may stand anywhere.
 from __future__ import annotations
 
 from typing import NamedTuple, Optional
-from xml.parsers import expat
+from xml.parsers.expat import ExpatError
 
 from pcinuma.daemon.standing import parse
 from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.settings import Policy
+from pcinuma.xml_parser import stream_parser
 
 _OURS = f"{NAMESPACE} pcinuma"
-_PIECE = 512
+_FIRST_PIECE = 512
 
 
 class Glance(NamedTuple):
@@ -35,12 +36,14 @@ def glance(xml: bytes) -> Glance:
     """Look at a domain's XML. Raises UnusableInput for what is none, as far as it looks."""
     reader = _Reader(mentions_us(xml))
     try:
-        for start in range(0, len(xml), _PIECE):
-            reader.parser.Parse(xml[start : start + _PIECE], False)
+        start, end = 0, _FIRST_PIECE
+        while start < len(xml):
+            reader.parser.Parse(xml[start:end], False)
             if reader.done:
                 return reader.found()
+            start, end = end, 2 * end  # expat looks at an unfinished token again with each piece, so pieces grow with what is behind them
         reader.parser.Parse(b"", True)
-    except (expat.ExpatError, ValueError):  # entities, an encoding that only lxml knows, or no XML, which it says better
+    except (ExpatError, ValueError):  # a DTD, an encoding that only lxml knows, or no XML, which it says better
         domain = parse(xml)
         return Glance(domain.name, domain.uuid, domain.policy)
     return reader.found()
@@ -48,12 +51,10 @@ def glance(xml: bytes) -> Glance:
 
 class _Reader:
     def __init__(self, ours: bool) -> None:
-        self.parser = expat.ParserCreate(None, " ")
+        self.parser = stream_parser()
         self.parser.StartElementHandler = self._start
         self.parser.EndElementHandler = self._end
-        self.parser.EntityDeclHandler = self._no_entities
-        self.parser.buffer_text = True
-        self._texts: dict[str, str] = {}
+        self._texts: dict[str, list[str]] = {}
         self._path: list[str] = []
         self._policy: Optional[str] = None
         self._look_for_policy = ours
@@ -63,12 +64,12 @@ class _Reader:
         return not self._look_for_policy and len(self._texts) == 2 and self.parser.CharacterDataHandler is None
 
     def found(self) -> Glance:
-        texts = self._texts
+        name, uuid = ("".join(self._texts.get(tag, ())).strip() for tag in ("name", "uuid"))
         try:
             owner = Policy(self._policy) if self._policy is not None else None
         except ValueError:
             owner = None  # the engine says what is wrong with it
-        return Glance(texts.get("name", "").strip(), texts.get("uuid", "").strip() or None, owner)
+        return Glance(name, uuid or None, owner)
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         path = self._path
@@ -76,22 +77,19 @@ class _Reader:
             raise ValueError("no domain")
         path.append(tag)
         if len(path) == 2 and tag in ("name", "uuid") and tag not in self._texts:
-            self._texts[tag] = ""
+            self._texts[tag] = []
             self.parser.CharacterDataHandler = self._text
         else:
             self.parser.CharacterDataHandler = None  # what follows a child is not the beginning of the text
-            if self._look_for_policy and tag == _OURS and path[1:] == ["metadata", _OURS]:
+            if self._look_for_policy and tag == _OURS and len(path) == 3 and path[1] == "metadata":
                 self._policy = attributes.get("policy")
                 self._look_for_policy = False
 
     def _text(self, text: str) -> None:
-        self._texts[self._path[-1]] += text
+        self._texts[self._path[-1]].append(text)
 
     def _end(self, tag: str) -> None:
         self.parser.CharacterDataHandler = None
         if len(self._path) == 2 and tag == "metadata":
             self._look_for_policy = False  # only the first <metadata> counts
         self._path.pop()
-
-    def _no_entities(self, *_: object) -> None:
-        raise ValueError("entities could expand without end")

@@ -23,6 +23,7 @@ from pcinuma.placement.layout import Layout
 from pcinuma.placement.plan_model import Target
 from pcinuma.settings import GroupBy, Policy
 from pcinuma.survey import survey
+from pcinuma.xml_parser import parse
 
 
 class Seated(NamedTuple):
@@ -37,7 +38,7 @@ def seat(live: bytes, device_xml: str, request: Request) -> Seated:
     """Find a guest address for the device ``device_xml`` in the running domain ``live``. Raises UnusableInput for XML that is none."""
     document = Document(live)
     devices = document.root.find("devices")
-    element = _element(device_xml)
+    element = parse(device_xml, "device XML")
     if devices is None:
         raise UnusableInput("a domain without <devices>", subject="domain XML")
     before, _ = read_domain(document, frozenset(request.pools), request.settings.near_backing)
@@ -91,10 +92,3 @@ def _spare_port(domain: Domain, targets: Mapping[str, Target], wanted: Target) -
             if port in ours and spare and layout.is_free(port):
                 return port
     return None
-
-
-def _element(device_xml: str) -> etree._Element:
-    try:
-        return etree.fromstring(device_xml.encode(), etree.XMLParser(resolve_entities=False, no_network=True))
-    except (etree.XMLSyntaxError, ValueError) as error:
-        raise UnusableInput(f"not well-formed XML ({' '.join(str(error).split())})", subject="device XML") from None

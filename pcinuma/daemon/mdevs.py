@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Iterable, Optional
 
 import libvirt
-from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.daemon.log import log
+from pcinuma.xml_parser import parse
 
-_HOSTDEV = re.compile(rb"type\s*=\s*['\"]mdev['\"]")
 _PARENT = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])\Z")
 _NOT_TOLD = (libvirt.VIR_ERR_INVALID_ARG, libvirt.VIR_ERR_NO_SUPPORT)
 """What a libvirt says that is older, or has no node device driver."""
@@ -64,16 +63,16 @@ class Mdevs:
 
 def uuids(xml: bytes) -> list[str]:
     """The mediated devices that the domain ``xml`` names, sorted."""
-    if b"mdev" not in xml or not _HOSTDEV.search(xml):  # every start comes by here, and few have one
+    if b"'mdev'" not in xml and b'"mdev"' not in xml:  # every start comes by here, and few have one
         return []
-    root = etree.fromstring(xml, etree.XMLParser(resolve_entities=False, no_network=True))
+    root = parse(xml, "domain XML")
     found = {address.get("uuid", "").lower() for address in root.iterfind("devices/hostdev[@type='mdev']/source/address")}
     return sorted(uuid for uuid in found if uuid and "/" not in uuid)
 
 
 def read_node_device(xml: str) -> Optional[tuple[str, PciAddress]]:
     """The UUID and the parent of a mediated device, from its node device's XML; None where that names no PCI device."""
-    root = etree.fromstring(xml, etree.XMLParser(resolve_entities=False, no_network=True))
+    root = parse(xml, "node device XML")
     capability = root.find("capability[@type='mdev']")
     if capability is None:
         return None

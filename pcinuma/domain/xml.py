@@ -1,24 +1,22 @@
 """The XML document of a domain: parsed so that what nobody touches comes out as it went in.
 
-Entities are not expanded and nothing is fetched; comments, CDATA, processing instructions and foreign namespaces stay. Elements are put in
-and taken out together with the white space around them, so that taking out what was put in gives the old text back. Larger pieces are
-written as text that is never parsed: a slot, a processing instruction, stands for each until the document is serialised.
+Nothing is fetched and nothing expanded (:mod:`pcinuma.xml_parser`); comments, CDATA, processing instructions and foreign namespaces
+stay. Elements are put in and taken out together with the white space around them, so that taking out what was put in gives the old text
+back. Larger pieces are written as text that is never parsed: a slot, a processing instruction, stands for each until the document is
+serialised.
 """
 
 from __future__ import annotations
 
-import re
 from typing import Any, Mapping, Optional
 
 from lxml import etree
 
 from pcinuma.errors import UnusableInput
+from pcinuma.xml_parser import parse, prolog_of
 
-_DECLARATION = re.compile(rb"(\xef\xbb\xbf)?\s*<\?xml\s")
-_OPAQUE = re.compile(rb"(<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<!DOCTYPE[^>]*>)", re.DOTALL)
-_ATTRIBUTE = re.compile(rb"""="([^"'<>]*)"(?=[^<>]*>)""")
-_APOSTROPHE = re.compile(rb"""="([^"<>]*)"(?=[^<>]*>)""")
-
+_SLOT = "pcinuma-slot"
+_UNPARSED = ((b"!--", b"-->"), (b"![CDATA[", b"]]>"), (b"?", b"?>"))
 
 Parts = Mapping[str, etree._Element]
 
@@ -28,28 +26,24 @@ class Document:
 
     def __init__(self, xml: bytes) -> None:
         """Parse ``xml``. Raises UnusableInput for anything but a well-formed document whose root is ``<domain>``."""
-        parser = etree.XMLParser(resolve_entities=False, no_network=True, strip_cdata=False, collect_ids=False)
-        try:
-            self.root = etree.fromstring(xml, parser)
-        except (etree.XMLSyntaxError, ValueError) as error:
-            raise UnusableInput(f"not well-formed XML ({' '.join(str(error).split())})", subject="domain XML") from None
+        self.root = parse(xml, "domain XML")
         if self.root.tag != "domain":
             name = etree.QName(self.root).localname
             raise UnusableInput(f"the root element is <{name}>, not <domain>", subject="domain XML")
-        self._declared = _DECLARATION.match(xml) is not None
-        self._single = b"='" in xml and b'="' not in xml
-        self._plain = b'"' not in xml and not (b"&" in xml and any(quote in xml for quote in (b"&quot;", b"&apos;", b"&#")))
+        self._prolog = prolog_of(xml)
+        body = xml[len(self._prolog) :]
+        self._single = b"='" in body and b'="' not in body
+        self._plain = b'"' not in body and not (b"&" in body and any(quote in body for quote in (b"&quot;", b"&apos;", b"&#")))
         self._tail = xml[len(xml.rstrip()) :]
-        self._xml = xml
+        self._body = body
         self._slot_name = ""
         self._fillings: list[str] = []
 
     def slot(self) -> etree._Element:
         """A node to be put where text belongs that :meth:`fill` is told next."""
         if not self._slot_name:
-            self._slot_name, plain = "pcinuma-slot", self._xml.replace(b"\0", b"")
-            while self._slot_name.encode() in plain:
-                self._slot_name += "-"
+            behind = self._body.replace(b"\0", b"").split(_SLOT.encode())[1:]  # another processing instruction may be called so
+            self._slot_name = _SLOT + "-" * max((1 + len(text) - len(text.lstrip(b"-")) for text in behind), default=0)
         self._fillings.append("")
         return etree.ProcessingInstruction(self._slot_name, str(len(self._fillings) - 1))
 
@@ -58,16 +52,18 @@ class Document:
         self._fillings[int(slot.text or "")] = text if self._single else text.replace("'", '"')
 
     def serialise(self) -> bytes:
-        """The document as bytes, in the encoding that it came in, with its XML declaration only if it had one."""
+        """The document as bytes, in the encoding that it came in; what stood before the root element as it stood."""
         tree = self.root.getroottree()
-        info = tree.docinfo
-        encoding: Any = info.encoding or "UTF-8"  # lxml-stubs knows only "unicode" here
-        standalone: Any = info.standalone if self._declared else None
-        data: bytes = etree.tostring(tree, encoding=encoding, xml_declaration=self._declared, standalone=standalone)
-        data = self._filled(data, encoding)
+        encoding: Any = tree.docinfo.encoding or "UTF-8"  # lxml-stubs knows only "unicode" here
+        if "<".encode(encoding) == b"<":
+            behind = [b"\n" + _beside(node).encode(encoding, "xmlcharrefreplace") for node in self.root.itersiblings()]
+            root: bytes = etree.tostring(self.root, encoding=encoding, xml_declaration=False)
+            data = b"".join([self._filled(root, encoding), *behind])
+        else:
+            data = self._filled(etree.tostring(tree, encoding=encoding), encoding)
         if self._single:
             data = data.replace(b'"', b"'") if self._plain else _single_quoted(data)
-        return data.rstrip() + self._tail
+        return self._prolog + data.rstrip() + self._tail
 
     def _filled(self, data: bytes, encoding: str) -> bytes:
         slots = [f"<?{self._slot_name} {number}?>" for number in range(len(self._fillings))]
@@ -81,15 +77,38 @@ class Document:
         return whole.encode(encoding)
 
 
+def _beside(node: etree._Element) -> str:
+    """A comment or an instruction as text: lxml would look for the root from the first node on to write each."""
+    text: Any = node.text or ""
+    if not isinstance(node, etree._ProcessingInstruction):
+        return f"<!--{text}-->"
+    target: Any = node.target
+    return f"<?{target} {text}?>" if text else f"<?{target}?>"
+
+
 def _single_quoted(data: bytes) -> bytes:
-    """Serialised XML with its attributes in single quotes, as libvirt writes them; lxml knows only double ones."""
-    parts = _OPAQUE.split(data) if b"<!" in data or b"<?" in data else [data]
-    parts[::2] = [_APOSTROPHE.sub(_with_apostrophes, _ATTRIBUTE.sub(rb"='\1'", part)) for part in parts[::2]]
-    return b"".join(parts)
+    """Serialised XML with its attributes in single quotes, as libvirt writes them; lxml knows only double ones.
 
-
-def _with_apostrophes(match: re.Match[bytes]) -> bytes:
-    return b"='" + match.group(1).replace(b"'", b"&apos;") + b"'"
+    One pass, from ``<`` to ``<``: libxml2 writes neither ``<`` nor ``>`` raw in an attribute or a text, but everything in the pieces of
+    markup whose content is not parsed.
+    """
+    pieces = data.split(b"<")
+    until = b""
+    for number, piece in enumerate(pieces):
+        if until:
+            until = b"" if until in piece else until
+        elif piece[:1] in (b"!", b"?"):
+            opening, until = next(pair for pair in _UNPARSED if piece.startswith(pair[0]))
+            until = b"" if piece.find(until, len(opening)) >= 0 else until
+        elif b'"' in piece:
+            tag, end, text = piece.partition(b">")
+            if b"'" in tag:
+                parts = tag.split(b'"')
+                parts[1::2] = [value.replace(b"'", b"&apos;") for value in parts[1::2]]
+                pieces[number] = b"'".join(parts) + end + text
+            else:
+                pieces[number] = tag.replace(b'"', b"'") + end + text
+    return b"<".join(pieces)
 
 
 def child(element: etree._Element, tag: str) -> Optional[etree._Element]:
@@ -102,13 +121,12 @@ def parts_of(element: etree._Element) -> Parts:
     return {part.tag: part for part in element[::-1]}  # type: ignore[index]  # lxml-stubs knows no slices
 
 
-_SPECIAL = re.compile("[&<'\"\t\n\r]")
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})
 
 
 def attribute(name: str, value: str) -> str:
     """An attribute as text, with a blank before it."""
-    return f" {name}='{value.translate(_ESCAPES)}'" if _SPECIAL.search(value) else f" {name}='{value}'"
+    return f" {name}='{value.translate(_ESCAPES)}'"
 
 
 def insert_after(sibling: etree._Element, new: etree._Element) -> None:

@@ -14,6 +14,7 @@ from lxml import etree
 from pcinuma.address import PciAddress
 from pcinuma.lab import LabError
 from pcinuma.lab.guest_tree import Devfn, PciPath
+from pcinuma.xml_parser import parse
 
 MAIN_ROOT = "0000:00"
 ROOTS = ("pcie-root", "pci-root")
@@ -90,7 +91,7 @@ class Layout:
 
 def read(xml: bytes) -> Layout:
     """The layout of a domain XML."""
-    root = etree.fromstring(xml)
+    root = parse(xml, "domain XML")
     cells = {
         int(cell.get("id", str(position))): _count(cell.get("cpus", "")) for position, cell in enumerate(root.iterfind("cpu/numa/cell"))
     }

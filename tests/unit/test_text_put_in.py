@@ -42,6 +42,25 @@ def test_quotes_are_those_of_the_document(root: Path) -> None:
     assert b'"' not in place(RAW, Request(root)).xml
 
 
+@pytest.mark.parametrize(
+    "prolog",
+    [
+        "<?xml version='1.0'?>\n",
+        '<?xml version="1.0" encoding="UTF-8"?>\n\n',
+        '<?xml version="1.0" standalone="yes"?><!-- > a="b" --> \n<?p q="\'"?>',
+        "\ufeff<?xml version='1.0'?>\r\n\t",
+        "\ufeff",
+        "<!---->\n<?p?><!-- ' \u00e9 -->",
+    ],
+)
+def test_what_stands_beside_the_root_stays_as_it_stands(root: Path, prolog: str) -> None:
+    behind = b"\n<!-- a \" ' -->\n<?p q '\"?>\n<?p?>\n\n"
+    for given in (RAW, RAW.replace(b"'", b'"')):
+        placed = place(given, Request(root)).xml
+        found = place(prolog.encode() + given.rstrip() + behind, Request(root)).xml
+        assert found == prolog.encode() + placed.rstrip() + behind
+
+
 def test_a_document_may_have_the_slots_own_words(root: Path) -> None:
     instruction = b"<?pcinuma-slot 0?><!-- <?pcinuma-slot- 1?> -->"
     given = RAW.replace(b"<devices>", b"<devices>" + instruction)

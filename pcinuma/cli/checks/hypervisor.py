@@ -11,6 +11,7 @@ from lxml import etree
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.cli.connect import connection, libvirt_uri
 from pcinuma.errors import ConfigError, LibvirtError
+from pcinuma.xml_parser import parse
 
 OLDEST_LIBVIRT = 6_003_000
 """``hotplug='off'`` on root ports came with 6.3.0."""
@@ -31,7 +32,7 @@ def check() -> list[Finding]:
         with connection() as opened:
             findings = [_libvirt(opened)]
             findings.append(_version("QEMU", opened.getVersion()))
-            capabilities = etree.fromstring(opened.getCapabilities().encode())
+            capabilities = parse(opened.getCapabilities(), "libvirt's capabilities")
     except ConfigError as error:
         return [fail("libvirt", str(error))]
     except LibvirtError as error:
