@@ -14,6 +14,7 @@ took 12 s. Documents with more of either than anybody needs are unusable too; ex
 
 from __future__ import annotations
 
+import threading
 from typing import Optional, Union
 from xml.parsers import expat
 
@@ -34,6 +35,7 @@ _WIDE = (  # by their first bytes, as XML 1.0 appendix F tells them apart; longe
 )
 _SPACE = b" \t\r\n"
 _MANY = 1000
+_LONG = 64 * 1024
 _DECLARED = "has a document type declaration (<!DOCTYPE>), which pcinuma does not read"
 _HINT = "take it out"
 
@@ -46,13 +48,39 @@ def parse(xml: Union[bytes, str], subject: str) -> etree._Element:
             raise UnusableInput(_DECLARED, subject=subject, hint=_HINT)
         if data.count(b"=") > _MANY and _is_crowded(data):
             raise UnusableInput(f"has more than {_MANY} attributes in an element, or namespaces", subject=subject)
-        parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, strip_cdata=False)
-        root = etree.fromstring(data, parser)
+        root = _tree(data) if len(data) <= _LONG else _tree_from_a_thread(data)
     except (etree.XMLSyntaxError, expat.ExpatError, ValueError) as error:
         raise UnusableInput(f"not well-formed XML ({' '.join(str(error).split())})", subject=subject) from None
     if root.getroottree().docinfo.internalDTD is not None:
         raise UnusableInput(_DECLARED, subject=subject, hint=_HINT)
     return root
+
+
+def _tree(xml: bytes) -> etree._Element:
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, strip_cdata=False)
+    return etree.fromstring(xml, parser)
+
+
+def _tree_from_a_thread(xml: bytes) -> etree._Element:
+    """The same. lxml keeps the names of all elements and attributes that a thread ever read, until that thread ends."""
+    found: list[etree._Element] = []
+    raised: list[Exception] = []
+
+    def read() -> None:
+        try:
+            found.append(_tree(xml))
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=read)
+    try:
+        thread.start()
+    except RuntimeError:  # no thread to be had: names that stay are the smaller evil
+        return _tree(xml)
+    thread.join()
+    if raised:
+        raise raised[0]
+    return found[0]
 
 
 def stream_parser() -> expat.XMLParserType:

@@ -1,20 +1,18 @@
 """Numbers and PCI addresses as a domain's XML spells them (libvirt, ``virDomainDeviceInfoParseXML`` and ``virPCIDeviceAddressParseXML``).
 
-A host's domains spell the same few hundred addresses again and again, so what an ``<address>`` says is kept by its attributes, which lxml
-hands out all at once at the price of one.
+What an ``<address>`` says is remembered by its attributes, which lxml hands out all at once at the price of one.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple, Optional
 
 from lxml import etree
 
 from pcinuma.address import PciAddress
+from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.errors import DomainError
 
-Attributes = tuple[tuple[str, str], ...]
 _NUMBERS = ("domain", "bus", "slot", "function")
 _USUAL: dict[Optional[str], int] = {
     text: value for value in range(256) for text in (str(value), f"0x{value:x}", f"0x{value:02x}", f"0x{value:04x}")
@@ -50,7 +48,12 @@ def number(text: Optional[str], what: str) -> int:
             return int(text, 16 if text[1:2] in ("x", "X") else 8)
     except ValueError:
         pass
-    raise DomainError(f"{text!r} is no number", subject=what)
+    raise DomainError(f"{shortened(text)} is no number", subject=what)
+
+
+def shortened(text: Optional[str]) -> str:
+    """A value as a sentence quotes it: whatever its length, one line can hold it."""
+    return repr(text) if text is None or len(text) <= 80 else f"{text[:60]!r}… ({len(text)} characters)"
 
 
 def attributes_of(element: etree._Element) -> Attributes:
@@ -82,7 +85,7 @@ def original_attributes(attributes: Attributes) -> Attributes:
     return tuple([item for item in attributes if item[0] in _ORIGINAL])
 
 
-@lru_cache(maxsize=2048)
+@remembered
 def _spot(attributes: Attributes) -> Spot:
     values = dict(attributes)
     kind = values.get("type")

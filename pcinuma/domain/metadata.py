@@ -7,14 +7,14 @@ and empty, ``<placement>`` says so by ``empty="metadata"`` or ``empty="pcinuma"`
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple, Optional
 
 from lxml import etree
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.address import Attributes, attributes_of, number, original_attributes
+from pcinuma.domain.address import attributes_of, number, original_attributes
 from pcinuma.domain.model import Original, Placement
+from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.xml import Document, append, attribute, child, insert_after, insert_first, remove, space_before
 from pcinuma.errors import DomainError
 from pcinuma.settings import GroupBy, Policy
@@ -121,7 +121,7 @@ def _placement_text(placement: Placement, prefix: str, before: str, was_empty: O
     return f"<{prefix}placement group-by='{placement.group_by.value}'{empty}{content}"
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _spelled(attributes: Attributes) -> str:
     return "".join([attribute(name, value) for name, value in attributes])
 
@@ -144,7 +144,7 @@ def _placement(element: etree._Element) -> Placement:
     )
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _original(device: Attributes) -> Original:
     source = dict(device).get("source")
     if not source:

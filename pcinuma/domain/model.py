@@ -10,6 +10,7 @@ from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.aperture import Firmware
+from pcinuma.ranges import Ranges
 from pcinuma.settings import GroupBy, Policy
 
 
@@ -101,7 +102,8 @@ class Domain(NamedTuple):
     """A domain as placement sees it.
 
     ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
-    cell id -> its vCPUs. ``memnodes``: (cell, host nodes). ``pins``: vCPU -> host CPUs. ``others``: where devices are that are neither
+    cell id -> its vCPUs. ``memnodes``: (cell, host nodes); ``memory``: the host nodes of cells without a memnode. ``pins``: (cell, host
+    CPUs that a vCPU of it is pinned to). ``others``: where devices are that are neither
     controllers nor passed through. ``unaddressed``: for how many of those libvirt will have to find an address. ``root_iommu``: an IOMMU
     is for the main root only. ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing.
     """
@@ -111,9 +113,10 @@ class Domain(NamedTuple):
     machine: MachineKind
     machine_name: Optional[str]
     blind: bool
-    cells: Mapping[int, frozenset[int]]
-    memnodes: tuple[tuple[int, frozenset[int]], ...]
-    pins: Mapping[int, frozenset[int]]
+    cells: Mapping[int, Ranges]
+    memnodes: tuple[tuple[int, Ranges], ...]
+    memory: Optional[Ranges]
+    pins: tuple[tuple[int, Ranges], ...]
     controllers: Mapping[int, Controller]
     devices: tuple[Passthrough, ...]
     others: tuple[PciAddress, ...]

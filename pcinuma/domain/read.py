@@ -7,22 +7,23 @@ list every device. Numbers and lists are read as libvirt reads them.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Mapping, NamedTuple, Optional
 
 from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
-from pcinuma.domain.address import Attributes, attributes_of, number, read_spot
+from pcinuma.domain.address import attributes_of, number, read_spot, shortened
 from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.model import Controller, Domain, Given, MachineKind, Passthrough
 from pcinuma.domain.passthrough import Named, read_passthrough
+from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.slots import implied_devices, wants_slot
 from pcinuma.domain.xml import Document, Parts, child, parts_of
 from pcinuma.errors import DomainError
-from pcinuma.ranges import parse_ranges
+from pcinuma.ranges import HIGHEST, Ranges, parse_spans
 from pcinuma.settings import Policy
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -118,6 +119,7 @@ class _Reader:
             blind=self._blind(),
             cells=cells,
             memnodes=self._memnodes(cells),
+            memory=self._memory(),
             pins=self._pins(cells),
             controllers=self.controllers,
             devices=tuple(self.devices),
@@ -259,24 +261,24 @@ class _Reader:
         acpi = child(features, "acpi") if features is not None else None
         return acpi is None or acpi.get("state", "on") == "off"
 
-    def _cells(self) -> dict[int, frozenset[int]]:
-        cells: dict[int, frozenset[int]] = {}
+    def _cells(self) -> dict[int, Ranges]:
+        cells: dict[int, Ranges] = {}
         for position, element in enumerate(self._under("cpu", "numa", "cell")):
             try:
                 cell = position if element.get("id") is None else number(element.get("id"), "<cell>: id")
                 if cell in cells:
                     raise DomainError("appears twice", subject=f"guest cell {cell}")
-                cells[cell] = self._set(element.get("cpus", ""), f"guest cell {cell}: cpus")
+                cells[cell] = _set(element.get("cpus", ""), f"guest cell {cell}: cpus")
             except DomainError as error:
                 self._trouble(error)
         return cells
 
-    def _memnodes(self, cells: Mapping[int, frozenset[int]]) -> tuple[tuple[int, frozenset[int]], ...]:
-        nodes: list[tuple[int, frozenset[int]]] = []
+    def _memnodes(self, cells: Mapping[int, Ranges]) -> tuple[tuple[int, Ranges], ...]:
+        nodes: list[tuple[int, Ranges]] = []
         for element in self._under("numatune", "memnode"):
             try:
                 cell = number(element.get("cellid"), "<memnode>: cellid")
-                nodeset = self._set(element.get("nodeset", ""), f"<memnode cellid='{cell}'>: nodeset")
+                nodeset = _set(element.get("nodeset", ""), f"<memnode cellid='{cell}'>: nodeset")
             except DomainError as error:
                 self._trouble(error)
                 continue
@@ -286,28 +288,52 @@ class _Reader:
                 self.warnings.append(f"<memnode cellid='{cell}'> is for no guest cell")
         return tuple(nodes)
 
-    def _pins(self, cells: Mapping[int, frozenset[int]]) -> dict[int, frozenset[int]]:
-        in_cells: frozenset[int] = frozenset().union(*cells.values())
-        pins: dict[int, frozenset[int]] = {}
+    def _memory(self) -> Optional[Ranges]:
+        """The nodeset of ``<numatune><memory>``. Placement ``auto`` is numad's, which nobody knows before the start."""
+        memory = next(self._under("numatune", "memory"), None)
+        if memory is None or memory.get("placement") == "auto" or "nodeset" not in memory.attrib:
+            return None
+        return self._checked(memory.get("nodeset", ""), "<numatune><memory>: nodeset")
+
+    def _pins(self, cells: Mapping[int, Ranges]) -> tuple[tuple[int, Ranges], ...]:
+        """By ``<vcpupin>``, and for the vCPUs that have none by ``<vcpu cpuset>``."""
+        if not cells:
+            return ()
+        spans = sorted([(span, cell) for cell, vcpus in cells.items() for span in vcpus.spans])
+        for ((_, last), cell), ((first, _), other) in zip(spans, spans[1:]):
+            if first <= last:
+                self._trouble(DomainError(f"shares vCPU {first} with guest cell {cell}", subject=f"guest cell {other}"))
+                return ()
+        unpinned = {cell: len(vcpus) for cell, vcpus in cells.items()}
+        pins: list[tuple[int, Ranges]] = []
+        seen: set[int] = set()
         for element in self._under("cputune", "vcpupin"):
             try:
                 vcpu = number(element.get("vcpu"), "<vcpupin>: vcpu")
-                cpus = self._set(element.get("cpuset", ""), f"<vcpupin vcpu='{vcpu}'>: cpuset")
+                cpus = _set(element.get("cpuset", ""), f"<vcpupin vcpu='{vcpu}'>: cpuset")
             except DomainError as error:
                 self._trouble(error)
                 continue
-            if vcpu in in_cells:
-                pins[vcpu] = cpus
-            elif cells:
+            at = bisect_right(spans, ((vcpu, HIGHEST + 1), 0)) - 1
+            if at < 0 or vcpu > spans[at][0][1]:
                 self.warnings.append(f"<vcpupin vcpu='{vcpu}'>: this vCPU is in no guest cell")
-        return pins
+                continue
+            cell = spans[at][1]
+            pins.append((cell, cpus))
+            unpinned[cell] -= vcpu not in seen
+            seen.add(vcpu)
+        vcpu_element = self.top.get("vcpu")
+        if vcpu_element is not None and vcpu_element.get("placement") != "auto" and vcpu_element.get("cpuset") is not None:
+            cpuset = self._checked(vcpu_element.get("cpuset", ""), "<vcpu>: cpuset")
+            pins += [(cell, cpuset) for cell, count in unpinned.items() if count and cpuset]
+        return tuple(pins)
 
-    @staticmethod
-    def _set(text: str, what: str) -> frozenset[int]:
-        numbers = parse_ranges(text, exclusions=True)
-        if numbers is None:
-            raise DomainError(f"{text!r} is no list of numbers", subject=what)
-        return numbers
+    def _checked(self, text: str, what: str) -> Optional[Ranges]:
+        try:
+            return _set(text, what)
+        except DomainError as error:
+            self._trouble(error)
+            return None
 
     def _commandline(self) -> Optional[str]:
         """The first argument by which the domain hands PCI devices or buses to QEMU itself."""
@@ -318,6 +344,13 @@ class _Reader:
         return None
 
 
+def _set(text: str, what: str) -> Ranges:
+    numbers = parse_spans(text)
+    if numbers is None:
+        raise DomainError(f"{shortened(text)} is no list of numbers", subject=what)
+    return numbers
+
+
 def _read_target(target: Attributes, controller: int) -> _Target:
     try:
         return _target(target)
@@ -325,7 +358,7 @@ def _read_target(target: Attributes, controller: int) -> _Target:
         raise DomainError(error.what, subject=f"PCI controller {controller}: {error.subject}") from None
 
 
-@lru_cache(maxsize=1024)
+@remembered
 def _target(target: Attributes) -> _Target:
     """What the attributes of a controller's ``<target>`` say: busNr, chassis, index, hotplug."""
     values = dict(target)

@@ -1,7 +1,9 @@
 """Which guest cell stands for a host node.
 
-Rule (VEP 115 and DESIGN of this project): the only cell whose ``<memnode>`` nodeset contains the node; where no cell or several do, the
-only cell with a vCPU whose ``<vcpupin>`` touches the node's CPUs; where that leaves none or several, no cell. Ambiguity excludes.
+Rule (VEP 115 and DESIGN of this project): the only cell whose memory libvirt binds to the node, by ``<memnode>``, or by the nodeset of
+``<numatune><memory>``, which holds for every cell without a memnode; where no cell or several are, the only cell with a vCPU that is pinned
+to the node's CPUs, by ``<vcpupin>``, or by ``<vcpu cpuset>``, which holds for every vCPU without a vcpupin; where that leaves none or
+several, no cell. Ambiguity excludes. Source: libvirt's ``virDomainNumatuneGetNodeset`` and ``qemuProcessInitCpuAffinity``.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from typing import Callable, NamedTuple, Optional
 
 from pcinuma.domain.model import Domain
 from pcinuma.placement.reason import Reason
+from pcinuma.ranges import Ranges
 from pcinuma.settings import Unaligned
 
 
@@ -50,15 +53,22 @@ def map_node(domain: Domain, node: int, host: NodeFacts, unaligned: Unaligned) -
     return mapped
 
 
+def cells_by_memory(domain: Domain, node: int) -> set[int]:
+    """The cells whose memory libvirt binds to ``node``, perhaps among others."""
+    cells = {cell for cell, nodes in domain.memnodes if node in nodes}
+    if domain.memory is not None and node in domain.memory:
+        cells |= domain.cells.keys() - {cell for cell, _ in domain.memnodes}
+    return cells
+
+
 def _exact(domain: Domain, node: int, host: NodeFacts) -> Mapped:
-    by_memory = {cell for cell, nodes in domain.memnodes if node in nodes}
+    by_memory = cells_by_memory(domain, node)
     if len(by_memory) == 1:
         return Mapped(by_memory.pop(), None)
     by_pin: set[int] = set()
     if domain.pins:
-        cpus = host.cpus(node)
-        touching = {vcpu for vcpu, pinned in domain.pins.items() if pinned & cpus}
-        by_pin = {cell for cell, vcpus in domain.cells.items() if vcpus & touching}
+        cpus = Ranges.of(host.cpus(node))
+        by_pin = {cell for cell, pinned in domain.pins if pinned.overlaps(cpus)}
     if len(by_pin) == 1:
         return Mapped(by_pin.pop(), None)
     return Mapped(None, Reason.AMBIGUOUS_CELL if by_memory or by_pin else Reason.NO_CELL)
