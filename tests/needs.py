@@ -11,6 +11,7 @@ import importlib.util
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -23,7 +24,8 @@ from pcinuma.lab import kernel
 CHECKOUT = Path(__file__).parents[1]
 Reason = Optional[str]
 
-PACKAGES = {"shellcheck": "shellcheck", "groff": "groff", "systemd-analyze": "systemd", "systemd-tmpfiles": "systemd", "ip": "iproute2"}
+_SYSTEMD = ("systemd-analyze", "systemd-socket-activate", "systemd-tmpfiles")
+PACKAGES = {"groff": "groff", "shellcheck": "shellcheck", **dict.fromkeys(_SYSTEMD, "systemd")}
 """Programs that tests call, and the packages that they are in."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _OVERLAY = (
@@ -71,6 +73,13 @@ def module(name: str) -> Reason:
 @cache
 def program(name: str, package: str = "") -> Reason:
     return None if shutil.which(name, path=PATH) else f"{name} is not installed (package {package or name})"
+
+
+@cache
+def python() -> str:
+    """The distribution's Python, which is what runs on a host; that of the tests where it lacks the modules."""
+    failed = _fails("/usr/bin/python3", "-c", "import lxml, psutil, structlog")
+    return sys.executable if failed else "/usr/bin/python3"
 
 
 @cache

@@ -44,7 +44,7 @@ class RunningProxy:
             command = [self.host.python, "-m", "pcinuma.proxy", "--listen", SOCKET, *self._arguments]
             self._entered = self.host.popen(command, stdout=log, stderr=log)
         try:
-            until(lambda: self.log().count("listening") > heard, "the proxy to listen", 30)
+            until(lambda: self.log().count("listening") > heard, "the proxy to listen")
         except HarnessError as error:
             raise HarnessError(f"{error}; its log: {self.log()}") from error
         (self.parent,) = psutil.Process(self._entered.pid).children()  # nsenter's

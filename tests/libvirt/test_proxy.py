@@ -139,7 +139,7 @@ def test_events_arrive(proxy: RunningProxy) -> None:
     )
     connection.setKeepAlive(1, 3)
     connection.defineXML(guest("watched")).undefine()
-    until(lambda: len(seen) == 2, "two events", 10)
+    until(lambda: len(seen) == 2, "two events")
     assert seen == [("watched", libvirt.VIR_DOMAIN_EVENT_DEFINED), ("watched", libvirt.VIR_DOMAIN_EVENT_UNDEFINED)]
     time.sleep(2.5)  # the keepalive asks twice meanwhile, and would have closed the connection
     assert connection.isAlive()

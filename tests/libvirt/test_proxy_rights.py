@@ -165,7 +165,7 @@ def start_polkit(host: PrivateLibvirt) -> None:
     host.path("/run/dbus").mkdir(exist_ok=True)
     host.run(["dbus-daemon", "--system", "--fork"])
     host.popen(["/usr/lib/polkit-1/polkitd", "--no-debug"], stdout=-3, stderr=-3)
-    until(lambda: host.run(["pkaction", "--action-id", POLKIT_ACTION], check=False).returncode == 0, "polkitd", 20, 0.1)
+    until(lambda: host.run(["pkaction", "--action-id", POLKIT_ACTION], check=False).returncode == 0, "polkitd", interval=0.1)
 
 
 def test_polkit_decides_about_the_client_and_not_about_the_proxy() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from pcinuma.lab import initramfs, machine
 from pcinuma.lab.kernel import Kernel
+from tests import needs
 
 STALLED = f"rcu: INFO: {machine.STALL} on CPUs/tasks:"
 
@@ -15,6 +16,7 @@ STALLED = f"rcu: INFO: {machine.STALL} on CPUs/tasks:"
 @pytest.fixture
 def emulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A program in QEMU's place: run number N copies ``console-N`` to its console. Timers that stop cannot be had on demand."""
+    needs.require(needs.program("busybox", "busybox-static"))
     program = tmp_path / "qemu-system-x86_64"
     program.write_text(f"""#!/bin/sh
         echo run >>{tmp_path}/runs

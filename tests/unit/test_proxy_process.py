@@ -19,7 +19,7 @@ from pcinuma.proxy.server import ACCEPTED_AT_ONCE, CONNECTIONS_OF_A_USER
 from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-PROXY = ("/usr/bin/python3", "-m", "pcinuma.proxy")
+PROXY = (needs.python(), "-m", "pcinuma.proxy")
 USER = 4321
 CROWD = 3 * ACCEPTED_AT_ONCE
 

@@ -12,6 +12,7 @@ import pytest
 from pcinuma.errors import PcinumaError, UnusableInput
 from pcinuma.proxy import switch
 from pcinuma.proxy.dropins import Daemon, SocketUnit, files, read_socket_unit, unit_texts
+from tests import needs
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LIB = "usr/lib/systemd/system"
@@ -168,6 +169,7 @@ def test_a_socket_unit_is_read_as_systemd_reads_it() -> None:
 
 @pytest.mark.parametrize("name", ["libvirtd", "virtqemud"])
 def test_systemd_accepts_what_is_written(tmp_path: Path, name: str) -> None:
+    needs.require(needs.program("systemd-analyze", "systemd"), needs.program("libvirtd", "libvirt-daemon-system"))
     # The machine's own units, libvirt's among them, so that everything that is named is there.
     shutil.copytree("/usr/lib/systemd/system", tmp_path / LIB, symlinks=True)
     for unit in (CHECKOUT / "systemd").glob("pcinuma*.*"):
