@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections import Counter
@@ -45,7 +46,9 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("any machine")
     os.umask(0o022)
     if hasattr(config, "workerinput"):
-        return  # its environment is that of the process that started it
+        # Its environment is that of the process that started it; its files go when it has no more to run, while others still have.
+        config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+        return
     for name in [name for name in os.environ if not KEPT.fullmatch(name)]:
         del os.environ[name]
     home = tempfile.mkdtemp(prefix="pcinuma-home-")
@@ -56,6 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
         # Not pytest's own place for all runs of a user: there each run deletes what earlier ones left, and waits for that.
         config.option.basetemp = tempfile.mkdtemp(prefix="pcinuma-tests-")
         config.add_cleanup(lambda: shutil.rmtree(config.option.basetemp, ignore_errors=True))
+    config.add_cleanup(sys.stdout.flush)  # the result is seen before that
     time.tzset()
 
 
