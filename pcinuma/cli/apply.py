@@ -8,7 +8,7 @@ from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.cli.plan import REPLAN_HELP, as_json, left_alone, verdict
 from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import fell_back, is_fallback, placed_of, why
+from pcinuma.cli.words import fell_back, is_fallback, missed, placed_of, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.printable import printable
 
@@ -43,8 +43,8 @@ def run(args: argparse.Namespace) -> int:
         screen = Screen.of()
         lines = [f"{printable(definition.domain)}: {_outcome(definition, screen, args)}" for definition in done.definitions]
         print("\n".join([*lines, *done.failures(screen)] or ["libvirt has no persistent domains"]))
-    missed = any(is_fallback(definition.report) and not _skipped(definition, args) for definition in done.definitions)
-    return EXIT_NEGATIVE if done.failed or missed else EXIT_DONE
+    unplaced = any(missed(definition.report) and not _skipped(definition, args) for definition in done.definitions)
+    return EXIT_NEGATIVE if done.failed or unplaced else EXIT_DONE
 
 
 def _skipped(definition: Definition, args: argparse.Namespace) -> bool:

@@ -13,12 +13,13 @@ from typing import Any, Optional
 
 from pcinuma.cli.backend import backend
 from pcinuma.cli.connect import connection, find_domain, libvirt_module
-from pcinuma.cli.devices import DEVICE_HELP, device_xml, source_of
+from pcinuma.cli.devices import ATTACH_HELP, device_xml, source_of
 from pcinuma.cli.guest import Guest
 from pcinuma.cli.screen import Screen
 from pcinuma.cli.words import cell, why
 from pcinuma.daemon import client
-from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError, PcinumaError
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, DaemonError, LibvirtError, PcinumaError
+from pcinuma.printable import printable
 
 NAME = "attach"
 HELP = "give a domain a device of the host, under the right cell"
@@ -35,7 +36,7 @@ A running guest can take the device in its right place only on a spare port (spa
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("domain", metavar="DOMAIN", help="a domain's name or UUID")
-    parser.add_argument("device", metavar="DEVICE", help=DEVICE_HELP)
+    parser.add_argument("device", metavar="DEVICE", help=ATTACH_HELP)
     parser.add_argument("--live", action="store_true", help="change the running guest")
     parser.add_argument("--config", action="store_true", help="change the definition")
     parser.add_argument("--json", action="store_true", help="plain data")
@@ -63,27 +64,45 @@ def run(args: argparse.Namespace) -> int:
             domain.attachDeviceFlags(addressed.decode(), libvirt.VIR_DOMAIN_AFFECT_LIVE)
             done.append(_seen("live", domain.XMLDesc(0).encode(), xml, message))
         if config:
-            try:
-                domain.attachDeviceFlags(addressed.decode(), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
-            except libvirt.libvirtError:
-                # The definition may have another layout than what runs, and then that address may be taken or not exist.
-                if addressed == xml:
-                    raise
-                domain.attachDeviceFlags(xml.decode(), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+            refusal = _define(domain, addressed, xml)
+            if refusal is not None and not live:
+                raise LibvirtError(refusal, subject=args.device)
             before = Guest.read(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).encode())
-    if config:
+    if config and refusal is None:
         done.append(_place(name, xml, placed_before=before.domain.placement is not None))
+    elif config:
+        done.append({"where": "config", "attached": False, "guest_cell": None, "guest_address": None, "message": refusal})
+    status = EXIT_DONE if all(item["attached"] for item in done) else EXIT_NEGATIVE
     if args.json:
         print(json.dumps({"domain": name, "device": args.device, "attached": done}, indent=2))
-        return EXIT_DONE
+        return status
     screen = Screen.of()
     for item in done:
-        where = "attached to the running guest" if item["where"] == "live" else "in the definition"
-        place = "on the default root" if item["guest_cell"] is None else f"under {cell(item['guest_cell'])}"
+        where = "the running guest" if item["where"] == "live" else "the definition"
+        place = "outside every cell" if item["guest_cell"] is None else f"under {cell(item['guest_cell'])}"
         at = f" {place} at {item['guest_address']}" if item["guest_address"] else ""
-        note = f"; {screen.paint(item['message'], 'yellow')}" if item["message"] else ""
-        print(f"{name}: {args.device} {where}{at}{note}")
-    return EXIT_DONE
+        message = printable(item["message"] or "")
+        if item["attached"]:
+            note = f"; {screen.paint(message, 'yellow')}" if message else ""
+            print(f"{printable(name)}: {printable(args.device)} attached to {where}{at}{note}")
+        else:
+            print(f"{printable(name)}: {printable(args.device)} {screen.paint('not attached', 'red')} to {where}: {message}")
+    return status
+
+
+def _define(domain: Any, addressed: bytes, xml: bytes) -> Optional[str]:
+    """Put the device into the definition; libvirt's words if it refuses. The definition may have another layout than what runs, so that
+    an address that fits there may be taken or not exist here."""
+    libvirt = libvirt_module()
+    refusal = ""
+    for attempt in dict.fromkeys((addressed, xml)):
+        try:
+            domain.attachDeviceFlags(attempt.decode(), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+        except libvirt.libvirtError as error:
+            refusal = str(error.get_error_message())
+        else:
+            return None
+    return refusal
 
 
 def _address(uuid: str, xml: bytes) -> tuple[bytes, Optional[str]]:
@@ -103,7 +122,8 @@ def _place(name: str, xml: bytes, *, placed_before: bool) -> dict[str, Any]:
         with backend(write=True) as worker:
             definition = worker.place(name, force=placed_before, dry_run=False)
     except PcinumaError as error:
-        return {"where": "config", "guest_cell": None, "guest_address": None, "message": f"not placed: {error}"}
+        message = f"not placed: {error}"
+        return {"where": "config", "attached": True, "guest_cell": None, "guest_address": None, "message": message}
     report = definition.report or {}
     return _seen("config", definition.after, xml, why(report) if report.get("outcome") != "placed" else None)
 
@@ -115,6 +135,7 @@ def _seen(where: str, domain_xml: bytes, xml: bytes, message: Optional[str]) -> 
     address = None if device is None else device.address
     return {
         "where": where,
+        "attached": True,
         "guest_cell": None if address is None else guest.cell(address),
         "guest_address": None if address is None else str(address),
         "message": message,

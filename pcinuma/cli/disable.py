@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from pcinuma.cli.backend import backend
+from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
-from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE
 from pcinuma.printable import printable
 
@@ -17,7 +18,8 @@ examples:
   pcinuma disable vm1            what is placed stays as it stands
   pcinuma disable vm1 --revert   and its definition goes back to what it was before pcinuma
 
-The opposite of `pcinuma enable`. To keep pcinuma off a domain wherever it is defined, write policy="off" into its metadata.
+The opposite of `pcinuma enable`. With --revert it does both or, where the definition cannot be restored, neither. Works with the daemon
+stopped. To keep pcinuma off a domain wherever it is defined, write policy="off" into its metadata.
 """
 
 
@@ -28,7 +30,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    changed = client.call("Disable", {"domain": args.domain, "revert": args.revert}, timeout=120)["changed"]
+    with Progress("disabling"), backend(write=True) as worker:
+        changed = worker.disable(args.domain, revert=args.revert)
     if args.json:
         print(json.dumps({"domain": args.domain, "changed": changed, "revert": args.revert}, indent=2))
         return EXIT_DONE

@@ -6,11 +6,11 @@ import argparse
 import json
 from typing import Any
 
+from pcinuma.cli.backend import backend
 from pcinuma.cli.progress import Progress
 from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import fell_back, is_fallback, placed_of, why
-from pcinuma.daemon import client
-from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, DaemonError, UnusableInput
+from pcinuma.cli.words import fell_back, is_fallback, missed, placed_of, why
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError, UnusableInput
 from pcinuma.printable import printable
 
 NAME = "enable"
@@ -22,7 +22,7 @@ examples:
 
 Domains that existed before pcinuma was first started are left alone until they are enabled: placing them gives their devices new
 addresses in the guest (network interfaces may get new names). Look first with `pcinuma plan vm1`. Exit code 1, as of `pcinuma apply`, if a
-domain was enabled but could not be placed.
+domain was enabled but could not be placed. Works with the daemon stopped.
 """
 
 
@@ -36,14 +36,14 @@ def run(args: argparse.Namespace) -> int:
     if args.all == bool(args.domains):
         raise UnusableInput("name the domains to enable, or --all", hint="see `pcinuma enable --help`")
     results: list[dict[str, Any]] = []
-    with Progress("enabling") as progress:
-        names = sorted(domain["name"] for domain in client.call("Status")["domains"]) if args.all else args.domains
+    with Progress("enabling") as progress, backend(write=True) as worker:
+        names = worker.names() if args.all else args.domains
         for number, name in enumerate(names, 1):
             progress.step(f"{name} ({number} of {len(names)})")
             try:
-                reply = client.call("Enable", {"domain": name}, timeout=120)
-                results.append({"domain": name, "changed": reply["changed"], "report": reply["report"], "error": None})
-            except DaemonError as error:
+                done = worker.enable(name)
+                results.append({"domain": name, "changed": done.changed, "report": done.report, "error": None})
+            except PcinumaError as error:
                 if len(names) == 1:
                     raise
                 results.append({"domain": name, "changed": False, "report": None, "error": str(error)})
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{printable(result['domain'])}: {_outcome(result, screen)}")
         if not results:
             print("libvirt has no persistent domains")
-    return EXIT_NEGATIVE if any(result["error"] or is_fallback(result["report"]) for result in results) else EXIT_DONE
+    return EXIT_NEGATIVE if any(result["error"] or missed(result["report"]) for result in results) else EXIT_DONE
 
 
 def _outcome(result: dict[str, Any], screen: Screen) -> str:

@@ -88,7 +88,7 @@ def verdict(plan: Definition) -> str:
 
 def left_alone(plan: Definition) -> str:
     """What ``--all`` does with a domain that is not enabled."""
-    return f"left alone: {Reason.NOT_ENABLED.sentence}; {command('enable', plan.domain)}"
+    return f"left alone: {Reason.NOT_ENABLED.sentence.partition(': ')[2]}; {command('enable', plan.domain)}"
 
 
 def _summary(plans: list[Definition], screen: Screen) -> list[str]:

@@ -23,7 +23,8 @@ examples:
   pcinuma revert vm1 --dry-run   only say what would be done
   pcinuma revert --all           every domain that pcinuma placed, as before an uninstall
 
-A reverted domain is left alone until `pcinuma enable`. The definition changes, never a running guest. Works with the daemon stopped.
+A reverted domain is left alone until `pcinuma enable`. A domain that is not placed has nothing to revert and is not touched at all:
+`pcinuma disable` keeps pcinuma off it. The definition changes, never a running guest. Works with the daemon stopped.
 
 Revert a domain before you take a guest NUMA cell out of it, or change its machine type: libvirt refuses a definition whose expander
 buses belong to cells that are gone. `pcinuma enable` places it anew afterwards.
@@ -37,10 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     def revert(worker: Backend, name: str) -> Optional[Definition]:
-        # With --all, domains that pcinuma never placed are not even named to the daemon: a revert also disables.
-        if args.all and not worker.revert(name, dry_run=True).changed:
-            return None
-        return worker.revert(name, dry_run=args.dry_run)
+        definition = worker.revert(name, dry_run=args.dry_run)
+        return definition if definition.changed or not args.all else None
 
     done = for_each(args, "reverting", revert, write=not args.dry_run)
     if args.json:
@@ -59,7 +58,7 @@ def _as_json(definition: Definition) -> dict[str, Any]:
 
 def _outcome(definition: Definition, screen: Screen, dry_run: bool) -> str:
     if not definition.changed:
-        return "unchanged: pcinuma's placement is not in its definition"
+        return f"unchanged: pcinuma has not placed it; `{command('disable', definition.domain)}` keeps pcinuma off it"
     changes = Changes.between(Guest.read(definition.before), Guest.read(definition.after))
     what = f"{count(len(changes.moves), 'device')} back where the owner had them, {count(len(changes.removed), 'controller')} removed"
     if dry_run:

@@ -13,6 +13,7 @@ from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.printable import printable
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
+_NOT_NOW = (Reason.MANAGED_SAVE.value, Reason.CONTENDED.value)
 
 
 def sentence(code: Optional[str]) -> str:
@@ -38,6 +39,11 @@ def fell_back(report: Mapping[str, Any], *, changed: bool) -> str:
 def is_fallback(report: Optional[Mapping[str, Any]]) -> bool:
     """Whether a report says that pcinuma could not place what it was to place."""
     return report is not None and report["outcome"] == Outcome.FALLBACK.value
+
+
+def missed(report: Optional[Mapping[str, Any]]) -> bool:
+    """Whether something was to be placed and is not: it could not be, or the definition could not be changed now."""
+    return is_fallback(report) or (report is not None and report["reason"] in _NOT_NOW)
 
 
 def placed_of(report: Mapping[str, Any]) -> str:

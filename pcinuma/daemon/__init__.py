@@ -23,6 +23,7 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     pools             what only libvirt knows: hostdev network pools, and by
     mdevs             inactive mediated devices
     state             what outlives the process
+    lock              one process at a time has the state
     systemd           readiness, watchdog, socket activation
     log               structlog on the journal or a terminal
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import fcntl
 import gc
 import os
 import signal
@@ -20,14 +19,14 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from pcinuma import __version__
-from pcinuma.daemon import client, state, systemd
+from pcinuma.daemon import client, lock, state, systemd
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.log import configure, log
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
 from pcinuma.daemon.server import Server, listen
 from pcinuma.daemon.service import Service
-from pcinuma.errors import EXIT_DONE, ConfigError, DaemonError, PcinumaError
+from pcinuma.errors import EXIT_DONE, ConfigError, PcinumaError
 from pcinuma.settings import Settings, load_settings
 
 SWITCH_INTERVAL = 0.001
@@ -136,21 +135,6 @@ class Daemon:
             await asyncio.sleep(2)
 
 
-def prepare_state(folder: Path) -> int:
-    """Make the state folder and lock it; the descriptor that holds the lock. Raises DaemonError."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise DaemonError(f"the state folder cannot be used ({error.strerror or error})", subject=str(folder)) from None
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        os.close(lock)
-        raise DaemonError("another pcinumad is running", subject=str(folder), hint="stop it first: systemctl stop pcinuma") from None
-    return lock
-
-
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the daemon; return the exit code."""
     options = arguments(argv)
@@ -164,7 +148,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     made: Optional[tuple[int, int]] = None
     try:
         settings = load_settings(options.root)
-        prepare_state(options.state)
+        lock.take(options.state, "stop it first: systemctl stop pcinuma")
         listener = systemd.inherited_socket()
         if listener is None:
             listener = listen(options.socket)

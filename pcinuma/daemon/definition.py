@@ -16,8 +16,9 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Executor, Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Iterator, NamedTuple, Optional
 
 import libvirt
 
@@ -29,7 +30,7 @@ from pcinuma.daemon.log import log
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
 from pcinuma.engine import Request, Result
-from pcinuma.errors import LibvirtError
+from pcinuma.errors import LibvirtError, PcinumaError
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
@@ -109,9 +110,29 @@ def look_up(connection: libvirt.virConnect, name: str) -> libvirt.virDomain:
         raise failure(error, name) from None
 
 
+def exists(domain: libvirt.virDomain) -> bool:
+    """Whether libvirt has the domain. Where it is just being undefined, other calls fail with errors of all kinds."""
+    try:
+        domain.isPersistent()
+    except libvirt.libvirtError as error:
+        return bool(error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN)
+    return True
+
+
 def failure(error: libvirt.libvirtError, subject: Optional[str] = None) -> LibvirtError:
     """A failed libvirt call as an error of ours."""
     return LibvirtError(f"libvirt: {error.get_error_message() or error}", subject=subject)
+
+
+@contextmanager
+def although_disabled(name: str) -> Iterator[None]:
+    """Whatever fails in here is told together with what was done before: the domain was disabled."""
+    try:
+        yield
+    except (libvirt.libvirtError, PcinumaError) as error:
+        cause = failure(error) if isinstance(error, libvirt.libvirtError) else error
+        what = f"disabled, but its definition still is as it was placed: {cause.what}"
+        raise LibvirtError(what, subject=cause.subject or name, hint=cause.hint) from None
 
 
 def managed_save_hint(name: str) -> str:
@@ -186,10 +207,10 @@ def revert(domain: libvirt.virDomain, *, dry_run: bool) -> Change:
         result = engine.revert(before)
         if result.xml == before or not domain.isPersistent():
             return Change(False, before, before, result, known.policy, name)
-        if dry_run:
-            return Change(True, before, result.xml, result, known.policy, name)
         if domain.hasManagedSaveImage(0):
             raise LibvirtError(Reason.MANAGED_SAVE.sentence, subject=name, hint=managed_save_hint(name))
+        if dry_run:
+            return Change(True, before, result.xml, result, known.policy, name)
         defined = _define(domain, before, result.xml)
         if defined is not None:
             return Change(True, before, defined.xml, result, known.policy, name)

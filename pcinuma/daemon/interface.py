@@ -56,13 +56,14 @@ method PlaceDomain(domain: string, replan: ?bool, force: ?bool, dry_run: ?bool) 
 # Places the inactive definition of a domain that is about to be started. Refuses nothing.
 method PrepareStart(domain_uuid: string) -> (changed: bool, report: object)
 
-# Takes the placement back out of a domain's inactive definition, and leaves the domain alone until it is enabled.
+# Takes the placement back out of a domain's inactive definition, and leaves the domain alone until it is enabled. Does neither
+# where there is no placement, or where it cannot be taken out.
 method RevertDomain(domain: string, dry_run: ?bool) -> (changed: bool, xml: string, before: string)
 
 # Lets pcinuma place a domain from now on, and places it. changed: its definition or whether it is enabled.
 method Enable(domain: string) -> (changed: bool, report: object)
 
-# Leaves a domain alone from now on. revert: and takes the placement back out of it.
+# Leaves a domain alone from now on. revert: and takes the placement back out of it; both or neither.
 method Disable(domain: string, revert: ?bool) -> (changed: bool)
 
 # Fills in the guest address of a host device that is about to be plugged into a running domain.

@@ -277,7 +277,7 @@ class Reconciler:
                 give_way=self._agenda.give_way(uuid),
             )
         except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not await self._in_thread(definition.exists, known.domain):
                 if self.known.get(uuid) is known:  # else it was defined again meanwhile, and that one is to be looked at
                     self._forget(uuid)
             else:

@@ -172,10 +172,9 @@ class Service:
     async def revert_domain(self, parameters: Parameters) -> Reply:
         """See the interface."""
         domain = await self._domain(parameters["domain"])
-        dry_run = bool(parameters.get("dry_run"))
-        if not dry_run:
-            await self._state_file.choose(domain.UUIDString(), domain.name(), enabled=False)
-        change = await self._asking(domain, self._reconciler.revert(domain, dry_run=dry_run, by="command"))
+        change = await self._asking(domain, self._reconciler.revert(domain, dry_run=True, by="command"))
+        if change.changed and not parameters.get("dry_run"):
+            change = (await self._disable(domain, revert=True))[1] or change
         return _texts(change)
 
     async def enable(self, parameters: Parameters) -> Reply:
@@ -190,13 +189,20 @@ class Service:
     async def disable(self, parameters: Parameters) -> Reply:
         """See the interface."""
         domain = await self._domain(parameters["domain"])
-        uuid = domain.UUIDString()
-        changed = await self._state_file.choose(uuid, domain.name(), enabled=False)
-        if parameters.get("revert"):
-            change = await self._asking(domain, self._reconciler.revert(domain, dry_run=False, by="command"))
-            changed = changed or change.changed
-        self._reconciler.want(uuid)
-        return {"changed": changed}
+        if parameters.get("revert"):  # both or neither
+            await self._asking(domain, self._reconciler.revert(domain, dry_run=True, by="command"))
+        news, change = await self._disable(domain, revert=bool(parameters.get("revert")))
+        self._reconciler.want(domain.UUIDString())
+        return {"changed": news or (change is not None and change.changed)}
+
+    async def _disable(self, domain: libvirt.virDomain, *, revert: bool) -> tuple[bool, Optional[Change]]:
+        """Disable a domain, whether that is news, and revert it. First the one: nobody shall place it again in between."""
+        name = domain.name()
+        news = await self._state_file.choose(domain.UUIDString(), name, enabled=False)
+        if not revert:
+            return news, None
+        with definition.although_disabled(name):
+            return news, await self._asking(domain, self._reconciler.revert(domain, dry_run=False, by="command"))
 
     async def attach_address(self, parameters: Parameters) -> Reply:
         """See the interface."""

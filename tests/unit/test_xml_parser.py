@@ -46,7 +46,7 @@ ENTRIES: dict[str, tuple[str, Callable[[bytes], Any]]] = {
     "running domain": (DOMAIN, lambda xml: hotplug.seat(xml, DEVICE, Request(Path("/nowhere")))),
     "plugged device": (DEVICE, lambda xml: hotplug.seat(DOMAIN.encode(), xml.decode("latin-1"), Request(Path("/nowhere")))),
     "attached device": (DEVICE, devices.source_of),
-    "detached device": (DOMAIN, lambda xml: devices.element_of(xml, "0000:01:00.0")),
+    "detached device": (DOMAIN, lambda xml: devices.wanted("0000:01:00.0").find(xml)),
     "lab": (DOMAIN, layout.read),
 }
 """Each way to say it, before the document; ``{}`` is the file that is not to be opened."""
