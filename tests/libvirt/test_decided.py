@@ -7,6 +7,7 @@ a daemon that starts, ``apply --all`` with it, one that was killed.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -162,3 +163,17 @@ def test_what_cannot_be_reverted_is_not_disabled_either(words: tuple[str, ...], 
         assert status is not None and status["enabled"]
         assert inactive(domain) == placed
     domain.undefine()
+
+
+def test_a_define_that_is_undone_at_once_is_no_warning(host: PrivateLibvirt) -> None:
+    connection = host.connect()
+    with RunningDaemon(host) as daemon:
+        daemon.settle()
+        for number in range(60):
+            domain = connection.defineXML(guest(f"undone-{number}", (GPU_0, GPU_1)))
+            time.sleep(number % 12 / 1000)
+            domain.undefine()
+        daemon.settle()
+        log = daemon.log()
+    assert "undone-" in log  # some were looked at in time
+    assert not [line for line in log.splitlines() if "could not be looked at" in line]
