@@ -57,7 +57,7 @@ _pcinuma_words() {
         topology) echo "--help --root --live --all --json" ;;
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
-        place) echo "--help --root --group-by --policy --report" ;;
+        place) echo "--help --root --group-by --policy --replan --report" ;;
         capture) echo "--help --root --force --json" ;;
         demo) echo "--help --keep --json" ;;
     esac

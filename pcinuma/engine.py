@@ -10,20 +10,21 @@ the request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Mapping, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.edit import apply_plan, withdraw
-from pcinuma.domain.model import Domain, MachineKind
+from pcinuma.domain.metadata import write_placement
+from pcinuma.domain.model import BACKED, Domain, MachineKind, Placement
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.attempt import Wish
 from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.plan import make_plan
-from pcinuma.placement.plan_model import NoRoom, Plan
+from pcinuma.placement.plan_model import NoRoom, Plan, Verdict
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.report import DeviceReport, Result, device_reports, unmet
 from pcinuma.settings import GroupBy, Policy, Settings
@@ -32,6 +33,8 @@ from pcinuma.survey import Survey, survey
 __all__ = ["DeviceReport", "Request", "Result", "place", "revert"]
 
 _DEFAULTS = Settings()
+_NOTHING_LEFT = "no device has a place that the guest could see any more: the devices are back on the default PCI root"
+_RECORD_GONE = "pcinuma's record of an earlier placement is taken out"
 _REASON_OF_MACHINE = {MachineKind.NONE: Reason.MACHINE_TYPE, MachineKind.UNNAMED: Reason.NO_MACHINE}
 
 
@@ -86,6 +89,9 @@ class _Job:
         self.domain: Domain
         self.elements: Elements
         self.domain, self.elements = self._read(document)
+        self.recorded = self.domain.placement is not None
+        if self.domain.placement is not None and not self.domain.placement.controllers:
+            self.domain = self.domain._replace(placement=None)  # nothing of it is left, so it binds nobody
         self.seen = Survey.nothing()
 
     def _read(self, document: Document) -> tuple[Domain, Elements]:
@@ -104,12 +110,14 @@ class _Job:
     def run(self) -> Result:
         settings = self.request.settings
         switches = self.group_by is GroupBy.SWITCH
-        if self.domain.placement is not None and not self.request.replan:
-            switches = self.domain.placement.group_by is GroupBy.SWITCH
+        if self.domain.placement is not None:
+            switches = self.domain.placement.group_by is GroupBy.SWITCH or (switches and self.request.replan)
         self.seen = survey(self.domain, self.request.root, self.request.pools, settings.unaligned, switches)
+        if self.seen.remarks:
+            self.domain = self.domain._replace(warnings=(*self.domain.warnings, *self.seen.remarks))
         leave = self._reason_to_leave_alone()
         if leave is not None:
-            return self._as_it_is(Outcome.UNCHANGED, *leave)
+            return self._left_alone(*leave)
         if self.domain.problem is not None:
             return self._as_it_is(Outcome.FALLBACK, Reason.BAD_VALUE, self.domain.problem)
         if self.seen.trouble is not None:
@@ -144,36 +152,52 @@ class _Job:
     def _place(self) -> Result:
         if not self.domain.cells:
             return self._taken_back(Reason.NO_CELLS, Reason.NO_CELLS.sentence)
-        freed: tuple[int, ...] = ()
-        before = self.domain
-        if self.request.replan and self.domain.placement is not None:
-            freed = withdraw(self.document, self.domain, self.elements)
-            self.domain, self.elements = self._read(self.document)
-        wish = Wish(self.group_by, self.request.settings.spare_ports, freed, self.request.ran_with, self.seen.aperture)
+        domain = self.domain
+        replan = self.request.replan and domain.placement is not None
+        stands = domain.placement is not None and not replan
+        followers = self._give_up_followers() if replan and not self.request.settings.near_backing else frozenset()
+        wish = Wish(self.group_by, self.request.settings.spare_ports, replan, self.request.ran_with, self.seen.aperture)
         try:
-            plan = make_plan(self.domain, self.seen.verdicts, self.seen.hosts, self.seen.virtual, wish)
+            plan = self._make_plan(wish)
         except NoRoom as error:
-            return self._no_room(before, error)
+            return self._no_room(wish, error)
         if plan.doubt is not None:
-            doubt = self._doubtful(plan.doubt, before.placement is not None)
-            before = self.domain = self.domain._replace(warnings=(*self.domain.warnings, doubt))
-        if before.placement is None and not plan.seats:
-            return self._as_it_is(Outcome.UNCHANGED, Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence, plan)
+            self.domain = domain._replace(warnings=(*domain.warnings, self._doubtful(plan.doubt, stands)))
+        if domain.placement is None and not plan.seats:
+            return self._left_alone(Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence, plan)
+        devices = tuple(line for line in device_reports(self.domain, self.seen, plan) if line.source not in followers)
         if self.policy is Policy.REQUIRED:
-            lacking = unmet(device_reports(self.domain, self.seen, plan))
+            lacking = unmet(devices)
             if lacking is not None:
-                self.domain = before
                 return self._refuse(lacking)
-        if plan.empty and plan.placement == before.placement:
-            return self._as_it_is(Outcome.UNCHANGED, Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence, plan)
-        devices = device_reports(self.domain, self.seen, plan)
+        if plan.empty and _says_the_same(plan.placement, domain.placement):
+            reason = Reason.ALREADY_PLACED if plan.seats else Reason.NOTHING_TO_PLACE
+            return self._as_it_is(Outcome.UNCHANGED, reason, reason.sentence, plan)
+        if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included
+            return self._nothing_left()
         apply_plan(self.document, self.elements, plan)
         xml = self.document.serialise()
-        if self.request.replan and xml == self.xml:
-            return self._as_it_is(Outcome.UNCHANGED, Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence, plan)
         grouping = plan.placement.group_by
-        message = plan.stepped_down or (None if plan.doubt is None else self._doubtful(plan.doubt, before.placement is not None))
+        if not plan.seats:
+            return Result(Outcome.PLACED, Reason.NOTHING_TO_PLACE, _NOTHING_LEFT, grouping, devices, xml, False, self.domain.warnings)
+        message = plan.stepped_down or (None if plan.doubt is None else self._doubtful(plan.doubt, stands))
         return Result(Outcome.PLACED, None, message, grouping, devices, xml, False, self.domain.warnings)
+
+    def _nothing_left(self) -> Result:
+        withdraw(self.document, self.domain, self.elements)
+        domain, _ = self._read(self.document)
+        devices, xml = device_reports(domain, self.seen, None), self.document.serialise()
+        return Result(Outcome.PLACED, Reason.NOTHING_TO_PLACE, _NOTHING_LEFT, None, devices, xml, False, self.domain.warnings)
+
+    def _give_up_followers(self) -> frozenset[str]:
+        """Emulated devices that followed what is behind them while that was wanted belong nowhere in a layout afresh; their sources."""
+        followers = frozenset(device.source for device in self.domain.devices if device.form in BACKED)
+        verdicts = {**self.seen.verdicts, **{source: Verdict(None, Reason.NO_AFFINITY) for source in followers & self.seen.verdicts.keys()}}
+        self.seen = self.seen._replace(verdicts=verdicts)
+        return followers
+
+    def _make_plan(self, wish: Wish) -> Plan:
+        return make_plan(self.domain, self.seen.verdicts, self.seen.hosts, self.seen.virtual, wish)
 
     def _doubtful(self, why: str, standing: bool) -> str:
         if not standing:
@@ -181,13 +205,28 @@ class _Job:
         hint = f"'pcinuma apply {self.domain.name or 'DOMAIN'} --replan' takes the layout back if it does not fit"
         return f"UEFI firmware may leave devices of the standing layout without memory: {why}; {hint}"
 
-    def _no_room(self, before: Domain, error: NoRoom) -> Result:
+    def _no_room(self, wish: Wish, error: NoRoom) -> Result:
         reason = Reason.NO_APERTURE if isinstance(error, NoAperture) else Reason.NO_ROOM
         message = f"{reason.sentence} ({error})"
-        self.domain = before
-        if before.placement is None:
+        if self.domain.placement is None or (reason is Reason.NO_ROOM and wish.replan and self._stands(wish)):
             return self._as_it_is(Outcome.FALLBACK, reason, message)
         return self._taken_back(reason, message)
+
+    def _stands(self, wish: Wish) -> bool:
+        """Whether the placement that there is can stay, where none afresh fits."""
+        try:
+            return self._make_plan(replace(wish, replan=False)).empty
+        except NoRoom:
+            return False
+
+    def _left_alone(self, reason: Reason, message: str, plan: Optional[Plan] = None) -> Result:
+        """Nothing to do; but a record of pcinuma's by which nothing is placed any more goes."""
+        result = self._as_it_is(Outcome.UNCHANGED, reason, message, plan)
+        gone = self.recorded and self.domain.placement is None and reason in (Reason.NOTHING_TO_PLACE, Reason.NO_CELLS)
+        if not gone or result.outcome is not Outcome.UNCHANGED:
+            return result
+        write_placement(self.document, None)
+        return replace(result, outcome=Outcome.PLACED, message=f"{message}; {_RECORD_GONE}", xml=self.document.serialise())
 
     def _taken_back(self, reason: Reason, message: str) -> Result:
         """A placed domain back in its default layout: the one fallback that differs from its input."""
@@ -223,6 +262,15 @@ class _Job:
         hint = f"'pcinuma explain {name}' tells more, 'pcinuma disable {name}' lets it start as it is"
         text = f"{Reason.REQUIRED.sentence}: {why}; {hint}"
         return Result(Outcome.FALLBACK, Reason.REQUIRED, text, grouping, devices, self.xml, True, self.domain.warnings)
+
+
+def _says_the_same(new: Optional[Placement], old: Optional[Placement]) -> bool:
+    """Whether ``old`` need not be written anew: it says what ``new`` does, and beyond that only of devices that are gone."""
+    if new is None or old is None:
+        return new is old
+    recorded = {entry.source: entry for entry in old.devices}
+    listed = new.group_by is old.group_by and new.controllers == old.controllers
+    return listed and all(recorded.get(entry.source) == entry for entry in new.devices)
 
 
 def _foreign_expander(domain: Domain) -> Optional[int]:

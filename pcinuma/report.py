@@ -17,7 +17,7 @@ from pcinuma.survey import Survey
 
 _NOT_GIVEN = {Given.UNASSIGNED: Reason.UNASSIGNED, Given.NOT_PCI: Reason.NOT_PCI}
 _BY_ADDRESS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)  # whose source is the address
-_GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI, Reason.BACKING_UNKNOWN)
+_GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.SEVERAL_NODES, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI, Reason.BACKING_UNKNOWN)
 _BACKED = tuple(form.value for form in BACKED)
 _NOT_ASKED = (Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
 

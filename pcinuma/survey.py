@@ -15,7 +15,7 @@ from pcinuma.domain.model import BACKED, Domain, Form, Given, Passthrough
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.place import HostReader, Place
 from pcinuma.placement.aperture import Aperture, firmware_range
-from pcinuma.placement.mapping import Mapped, NodeFacts, map_node
+from pcinuma.placement.mapping import Mapped, NodeFacts, map_node, map_nodes
 from pcinuma.placement.plan_model import Target, Verdict
 from pcinuma.placement.reason import Reason
 from pcinuma.placement.units import kept_sources, shares_slot
@@ -29,7 +29,7 @@ class Survey(NamedTuple):
 
     ``hosts``: the PCI address whose place counts (the parent's for mdev and vDPA). ``nodes``: host node. ``cells``: the mapped guest cell.
     ``virtual``: which are VFs, told only of devices that share a guest slot. ``trouble``: why no plan can be made, and the sentence.
-    ``aperture``: what UEFI firmware has to map where; None where it does not matter.
+    ``aperture``: what UEFI firmware has to map where; None where it does not matter. ``remarks``: sentences for the log.
     """
 
     verdicts: dict[str, Verdict]
@@ -39,6 +39,7 @@ class Survey(NamedTuple):
     virtual: frozenset[str]
     trouble: Optional[tuple[Reason, str]]
     aperture: Optional[Aperture] = None
+    remarks: tuple[str, ...] = ()
 
     @classmethod
     def nothing(cls) -> Survey:
@@ -74,6 +75,7 @@ class _Surveyor:
         self.mapped: dict[int, Mapped] = {}
         self.shared: dict[tuple[Mapped, Optional[str], tuple[tuple[str, str], ...]], Verdict] = {}
         self.trouble: Optional[tuple[Reason, str]] = None
+        self.remarks: list[str] = []
 
     def run(self) -> Survey:
         kept, verdicts, hosts = kept_sources(self.domain), self.verdicts, self.hosts
@@ -91,7 +93,7 @@ class _Surveyor:
                 verdicts[source] = self._look_at(device)
         sharing = shares_slot(self.domain)
         virtual = frozenset(s for s in sharing if s in self.hosts and self.reader.is_virtual_function(self.hosts[s]))
-        return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble, self._aperture())
+        return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble, self._aperture(), tuple(self.remarks))
 
     def _aperture(self) -> Optional[Aperture]:
         firmware = self.domain.firmware
@@ -120,10 +122,13 @@ class _Surveyor:
                 place, reason = self._backed_place(device)
             else:
                 place = self._place_of_parent(device)
-            if place is None or place.node is None:
+            if place is None or (place.node is None and not place.several):
                 return Verdict(None, reason or Reason.NO_AFFINITY)
-            self.nodes[source] = place.node
-            mapped = self.mapped.get(place.node) or self._map(place.node)
+            if place.node is None:
+                mapped = self._map_several(source, place.several)
+            else:
+                self.nodes[source] = place.node
+                mapped = self.mapped.get(place.node) or self._map(place.node)
         except DeviceAbsent as error:
             return self._troubled(Reason.DEVICE_ABSENT, error)
         except HostError as error:
@@ -182,10 +187,18 @@ class _Surveyor:
     def _shared_place(self, members: tuple[PciAddress, ...]) -> tuple[Optional[Place], Optional[Reason]]:
         """The place that all of ``members`` have; None and why where they have several."""
         places = [self.reader.place(member, switches=self.switches) for member in members]
-        if len({(place.node, place.root_complex) for place in places}) > 1:
+        if len({(place.node, place.several, place.root_complex) for place in places}) > 1:
             return None, Reason.MIXED_NODES
         shared = places[0].switches if len({place.switches for place in places}) == 1 else ()
         return places[0]._replace(switches=shared), None
+
+    def _map_several(self, source: str, nodes: tuple[int, ...]) -> Mapped:
+        mapped = map_nodes(self.domain, nodes, self.facts, self.unaligned)
+        if mapped.cell is None:
+            named = f"{', '.join(map(str, nodes[:-1]))} and {nodes[-1]}"
+            hint = "with unaligned = nearest the lowest that a guest cell stands for would count"
+            self.remarks.append(f"{source} is equally local to the host nodes {named}; {hint}")
+        return mapped
 
     def _map(self, node: int) -> Mapped:
         found = self.mapped[node] = map_node(self.domain, node, self.facts, self.unaligned)

@@ -26,6 +26,7 @@ examples:
   virsh dumpxml --inactive --security-info VM | pcinuma place > placed.xml
   pcinuma place --report report.json VM.xml
   pcinuma place --root captured-host/ --group-by switch VM.xml
+  pcinuma place --replan --group-by node PLACED.xml
 
 exit codes: 0 placed, unchanged or fallback; 1 policy 'required' is not met (no output); 2 input that is no domain XML, or wrong usage.
 """
@@ -37,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groupings = [mode.value for mode in GroupBy]
     parser.add_argument("--group-by", choices=groupings, help="how finely to mirror the host (default: root-complex)")
     parser.add_argument("--policy", choices=["preferred", "required"], help="required: exit 1 unless every device is placed")
+    parser.add_argument("--replan", action="store_true", help="lay a placed domain out afresh")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was decided, and why, as JSON")
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the domain's XML (default: standard input)")
 
@@ -51,6 +53,7 @@ def run(args: argparse.Namespace) -> int:
         group_by=GroupBy(args.group_by) if args.group_by else None,
         policy=Policy(args.policy) if args.policy else None,
         settings=settings,
+        replan=args.replan,
     )
     result = place(xml, request)
     if args.report is not None:

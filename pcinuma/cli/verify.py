@@ -40,7 +40,7 @@ Exit code 1 if any device fails.
 """
 
 # A device without a place of its own belongs on the default root; these reasons say so.
-_EXCUSES = (Reason.NO_AFFINITY, Reason.NO_CELL, Reason.AMBIGUOUS_CELL, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI)
+_EXCUSES = (Reason.NO_AFFINITY, Reason.SEVERAL_NODES, Reason.NO_CELL, Reason.AMBIGUOUS_CELL, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,14 @@ from lxml import etree
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of
-from pcinuma.domain.model import Controller, Domain, Original
+from pcinuma.domain.model import Controller, Domain, Original, Placement
+from pcinuma.domain.ownership import removable
 from pcinuma.domain.read import Elements
+from pcinuma.domain.seats import Seats, takes_devices
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
 from pcinuma.placement.plan_model import Plan
 
+NO_ADDRESS = PciAddress(0, 0, 0, 0)
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
 _TWO = tuple(f"0x{number:02x}" for number in range(256))
 _ONE = tuple(f"0x{number:x}" for number in range(8))
@@ -38,6 +41,8 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
         assert address is not None
         address.set("multifunction", "on")
     devices = document.root.find("devices")
+    for index in plan.remove:
+        remove(elements.controllers[index])
     if plan.add and devices is not None:
         _add_controllers(document, devices, plan.add)
     for old, seat in plan.strangers:
@@ -47,59 +52,54 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
     metadata.write_placement(document, plan.placement)
 
 
-def withdraw(document: Document, domain: Domain, elements: Elements) -> tuple[int, ...]:
-    """Take pcinuma's placement out of ``document``: addresses as they were, controllers gone that nobody else came to sit on.
-
-    Returns the indexes of the removed controllers, ascending.
-    """
+def withdraw(document: Document, domain: Domain, elements: Elements) -> None:
+    """Take pcinuma's placement out of ``document``: addresses as they were, controllers gone that nobody else came to sit on."""
     placement = domain.placement
     if placement is None:
-        return ()
-    here = {device.source: device for device in domain.devices}
-    back = [
-        entry
-        for entry in placement.devices  # a device that is gone, or that its owner moved since, is none of ours
-        if (device := here.get(entry.source)) and device.address and device.address.bus in placement.controllers
-    ]
+        return
+    back = _going_back(domain, placement)
     returning = {entry.source for entry in back}
-    removable = {index for index in placement.controllers if index in domain.controllers and index != 0}
-    controllers = [(c.index, c.address) for c in domain.controllers.values() if c.address is not None]
-    first_of_slot = {address[:3]: index for index, address in controllers if not address.function}
-    others = _others(domain, returning)
-    blocked = True
-    while blocked:  # a port that somebody sits on keeps what is above it, and a slot without function 0 would lose its others
-        blocked = False
-        for address in (*others, *(address for index, address in controllers if index not in removable)):
-            needed = {address.bus}
-            if address.function and address[:3] in first_of_slot:
-                needed.add(first_of_slot[address[:3]])
-            if needed & removable:
-                removable -= needed
-                blocked = True
-    _restore_addresses(domain, elements, back, removable)
-    for index in removable:
+    others = [*domain.others, *(d.address for d in domain.devices if d.address is not None and d.source not in returning)]
+    gone = removable(placement.controllers, domain.controllers, others)
+    _restore_addresses(domain, elements, back, others, gone)
+    for index in sorted(gone):
         remove(elements.controllers[index])
     metadata.write_placement(document, None)
-    return tuple(sorted(removable))
 
 
-def _others(domain: Domain, returning: set[str]) -> list[PciAddress]:
-    """Where devices are that stay: everything but the controllers and what goes back."""
-    return [*domain.others, *(d.address for d in domain.devices if d.address is not None and d.source not in returning)]
+def _going_back(domain: Domain, placement: Placement) -> list[Original]:
+    """The recorded devices that are where pcinuma put them: on a controller of ours, or elsewhere since one of ours has their old slot.
+
+    A device that is gone, or that its owner moved since, is none of ours.
+    """
+    here = {device.source: device for device in domain.devices}
+    ours = {domain.controllers[index].address for index in placement.controllers}
+    return [
+        entry
+        for entry in placement.devices
+        if (device := here.get(entry.source)) is not None
+        and device.address is not None
+        and (device.address.bus in placement.controllers or (device.address.bus == 0 and metadata.original_address(entry) in ours - {None}))
+    ]
 
 
-def _restore_addresses(domain: Domain, elements: Elements, back: list[Original], removable: set[int]) -> None:
-    """Give devices back the addresses that they had, and none where somebody else came to have it: libvirt finds another."""
-    returning = {entry.source for entry in back}
-    taken = {*_others(domain, returning), *(c.address for c in domain.controllers.values())}
-    for entry in back:
+def _restore_addresses(domain: Domain, elements: Elements, back: list[Original], others: list[PciAddress], gone: set[int]) -> None:
+    """Give devices back the addresses that they had, and none where that would not do any more: libvirt finds another."""
+    controllers = {index: controller for index, controller in domain.controllers.items() if index not in gone}
+    taken = {c.address: c.multifunction for c in controllers.values() if c.address is not None}
+    taken.update({address: address in domain.multifunction for address in others})
+    seats = Seats(taken)
+    highest = max(domain.controllers, default=0)
+    for entry in sorted(back, key=lambda e: (metadata.original_address(e) or NO_ADDRESS).function):
         address = metadata.original_address(entry)
-        there = address is not None and (address.bus == 0 or address.bus in domain.controllers) and address.bus not in removable
-        if address is None or not there or address in taken:
-            set_address(elements.devices[entry.source], None, None)
-        else:
+        if address is not None and not takes_devices(address, controllers):
+            libvirts = address.bus in gone or (address.bus not in controllers and 0 < address.bus < highest)  # it adds a port there
+            address = address if libvirts and address.slot == 0 else None
+        if address is not None and seats.admit(address, metadata.says_several(entry)):
             restore_address(elements.devices[entry.source], entry)
-            taken.add(address)
+            seats.take(address, True)
+        else:
+            set_address(elements.devices[entry.source], None, None)
 
 
 def set_address(

@@ -87,11 +87,19 @@ def write_placement(document: Document, placement: Optional[Placement]) -> None:
 
 
 def original_address(entry: Original) -> Optional[PciAddress]:
-    """The guest address that ``entry`` keeps; None if the device had none."""
+    """The guest address that ``entry`` keeps; None if the device had none, or if what is kept is none that a guest could have."""
     if not entry.attributes:
         return None
     values = dict(entry.attributes)
-    return PciAddress(*(number(values.get(name, "0"), entry.source) for name in ("domain", "bus", "slot", "function")))
+    domain, bus, slot, function = [number(values.get(name, "0"), entry.source) for name in ("domain", "bus", "slot", "function")]
+    if domain or bus > 255 or slot > 31 or function > 7 or values.get("multifunction", "on") not in ("on", "off"):
+        return None
+    return PciAddress(domain, bus, slot, function)
+
+
+def says_several(entry: Original) -> bool:
+    """Whether the address that ``entry`` keeps says that its slot has more functions."""
+    return ("multifunction", "on") in entry.attributes
 
 
 def _create(root: etree._Element, metadata: Optional[etree._Element]) -> etree._Element:
@@ -137,23 +145,33 @@ def _by_name(element: etree._Element) -> dict[str, list[etree._Element]]:
 def _placement(element: etree._Element) -> Placement:
     group_by = element.get("group-by")
     children = _by_name(element)
-    originals = [_original(attributes_of(device)) for device in children.get("device", ())]
-    indexes = [number(controller.get("index"), "pcinuma's metadata, <controller index>") for controller in children.get("controller", ())]
+    originals: dict[str, Original] = {}
+    for device in children.get("device", ()):
+        entry = _original(attributes_of(device))
+        if entry is not None:
+            originals.setdefault(entry.source, entry)
+    indexes = [index for controller in children.get("controller", ()) if (index := _number(controller.get("index"))) is not None]
     return Placement(
-        GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals)
+        GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals.values())
     )
 
 
 @remembered
-def _original(device: Attributes) -> Original:
+def _original(device: Attributes) -> Optional[Original]:
+    """An entry; of one whose numbers mean nothing only that the device was moved, and None of one that names no device."""
     source = dict(device).get("source")
     if not source:
-        raise DomainError("<device> names no source", subject="pcinuma's metadata")
+        return None
     kept = original_attributes(device)
-    for name, value in kept:
-        if name != "multifunction":
-            number(value, f"pcinuma's metadata, <device source='{source}'> {name}")
-    return Original(source, kept)
+    garbage = any(name != "multifunction" and _number(value) is None for name, value in kept)
+    return Original(source, () if garbage else kept)
+
+
+def _number(text: Optional[str]) -> Optional[int]:
+    try:
+        return number(text, "")
+    except DomainError:
+        return None
 
 
 def _policy(text: str) -> Policy:

@@ -103,9 +103,10 @@ class Domain(NamedTuple):
 
     ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
     cell id -> its vCPUs. ``memnodes``: (cell, host nodes); ``memory``: the host nodes of cells without a memnode. ``pins``: (cell, host
-    CPUs that a vCPU of it is pinned to). ``others``: where devices are that are neither
-    controllers nor passed through. ``unaddressed``: for how many of those libvirt will have to find an address. ``root_iommu``: an IOMMU
-    is for the main root only. ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing.
+    CPUs that a vCPU of it is pinned to). ``others``: where devices are that are neither controllers nor passed through. ``multifunction``:
+    those of the devices' addresses that say so. ``unaddressed``: for how many of the others libvirt will have to find an address.
+    ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``firmware``: of UEFI guests.
+    ``problem``: the first value in the XML that means nothing.
     """
 
     name: str
@@ -120,6 +121,7 @@ class Domain(NamedTuple):
     controllers: Mapping[int, Controller]
     devices: tuple[Passthrough, ...]
     others: tuple[PciAddress, ...]
+    multifunction: frozenset[PciAddress]
     unaddressed: int
     policy: Optional[Policy]
     group_by: Optional[GroupBy]

@@ -18,6 +18,7 @@ from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of, number, read_spot, shortened
 from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.model import Controller, Domain, Given, MachineKind, Passthrough
+from pcinuma.domain.ownership import as_made
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.slots import implied_devices, wants_slot
@@ -90,6 +91,7 @@ class _Reader:
         self.device_elements: dict[str, etree._Element] = {}
         self.address_elements: dict[str, etree._Element] = {}
         self.others: dict[PciAddress, etree._Element] = {}
+        self.multifunction: set[PciAddress] = set()
         self.unaddressed = 0
         self.root_iommu = False
 
@@ -124,11 +126,12 @@ class _Reader:
             controllers=self.controllers,
             devices=tuple(self.devices),
             others=tuple(self.others),
+            multifunction=frozenset(self.multifunction),
             unaddressed=self.unaddressed,
             policy=own.policy,
             group_by=own.group_by,
             keep=own.keep,
-            placement=own.placement,
+            placement=None if own.placement is None else as_made(own.placement, self.controllers, machine),
             commandline_pci=self._commandline(),
             root_iommu=self.root_iommu,
             firmware=read_firmware(self.root, self.top.get("os"), self.system),
@@ -188,6 +191,8 @@ class _Reader:
                 spot = read_spot(parts.get("address"), f"<{tag}>")
                 if spot.address is not None and spot.kind == "pci":
                     self.others[spot.address] = element
+                    if spot.multifunction:
+                        self.multifunction.add(spot.address)
                 elif spot.kind in (None, "pci") and wants_slot(element):
                     self.unaddressed += 1
             except DomainError as error:
@@ -230,6 +235,8 @@ class _Reader:
                 given = Given.UNASSIGNED if spot.kind == "unassigned" else Given.NOT_PCI
             elif given is Given.PCI:
                 address, original = spot.address, spot.original
+                if address is not None and spot.multifunction:
+                    self.multifunction.add(address)
         except DomainError as error:
             problem = error.sentence() if given is Given.PCI else problem
         if source in self.device_elements:

@@ -3,7 +3,8 @@
 For a device with a ``numa_node`` that is one ``readlink`` and one read, plus one read of the online nodes per request. Rules:
 
 * node: ``numa_node``; if it is negative, the one node whose cpulist contains ``local_cpulist``, where that list is a proper, not empty
-  part of the machine (some firmware tells locality only there); a VF without a node of its own has its PF's. A missing
+  part of the machine (some firmware tells locality only there). Where it lies on several nodes, but not on all, those are told
+  (``several``), and there is no one node; a VF without a node of its own has its PF's. A missing
   ``numa_node`` or a node that is not online means no affinity (None). Unreadable or garbage is an error.
 * root complex: the first ``pciDDDD:BB`` of the real path (behind Intel VMD there are two).
 * switches: of the bridges between the root port and the device, the (upstream, downstream) pairs, topmost first. Where the
@@ -30,6 +31,8 @@ _TO_SYS = "../../../"  # from DEVICES
 _IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
 UPSTREAM_PORT = 5
+_Told = tuple[Optional[int], Optional[str], tuple[int, ...]]
+_UNTOLD: _Told = (None, None, ())
 
 
 class Route(NamedTuple):
@@ -51,13 +54,17 @@ NO_ROUTE = Route(None, (), (), None, False)
 
 
 class Place(NamedTuple):
-    """Where a device sits on the host. ``node_from`` names the file that told the node: numa_node, local_cpulist or pf."""
+    """Where a device sits on the host. ``node_from`` names the file that told the node: numa_node, local_cpulist or pf.
+
+    ``several``: the nodes to which it is equally local, where the host tells of more than one and not of all.
+    """
 
     address: PciAddress
     node: Optional[int]
     node_from: Optional[str]
     root_complex: Optional[str]
     switches: tuple[tuple[str, str], ...]
+    several: tuple[int, ...] = ()
 
 
 class Bars(NamedTuple):
@@ -95,15 +102,16 @@ class HostReader:
             name = str(address)
             link = self.sysfs.link(f"{DEVICES}/{name}")
             node_from: Optional[str] = "numa_node"
+            several: tuple[int, ...] = ()
             node = self._plain_node(link)
             if node is None:
-                node, node_from = self._node(name)
+                node, node_from, several = self._node(name)
             if switches:
                 route = self._route(name, link)
                 root_complex, chain = route.root_complex, route.switches
             else:
                 root_complex, chain = self._root_complex(name, link), ()
-            known = self._places[(address, switches)] = Place(address, node, node_from, root_complex, chain)
+            known = self._places[(address, switches)] = Place(address, node, node_from, root_complex, chain, several)
         return known
 
     def route(self, name: str) -> Route:
@@ -211,42 +219,43 @@ class HostReader:
         node = self.sysfs.read_plain_int(f"/sys/{link[len(_TO_SYS):]}/numa_node")
         return node if node is not None and node >= 0 and node in self.nodes.online() else None
 
-    def _node(self, name: str) -> tuple[Optional[int], Optional[str]]:
-        node, node_from = self._own_node(name)
-        if node is None:
+    def _node(self, name: str) -> _Told:
+        told = self._own_node(name)
+        if told[0] is None:
             physical = self.sysfs.link(f"{DEVICES}/{name}/physfn")
             if physical is not None:
-                node, node_from = self._own_node(physical.rsplit("/", 1)[-1])
-                node_from = None if node is None else "pf"
-        return node, node_from
+                node, _, several = self._own_node(physical.rsplit("/", 1)[-1])
+                return (node, "pf", ()) if node is not None else (None, None, told[2] or several)
+        return told
 
-    def _own_node(self, name: str) -> tuple[Optional[int], Optional[str]]:
+    def _own_node(self, name: str) -> _Told:
         node = self.sysfs.read_int(f"{DEVICES}/{name}/numa_node")
         if node is not None and node >= 0:
-            return (node, "numa_node") if node in self.nodes.online() else (None, None)
+            return (node, "numa_node", ()) if node in self.nodes.online() else _UNTOLD
         if node is None:
             if not self.sysfs.exists(f"{DEVICES}/{name}"):
                 raise DeviceAbsent("the host has no such device at the moment", subject=name)
-            return None, None
-        node = self._node_of_local_cpus(name)
-        return node, None if node is None else "local_cpulist"
+            return _UNTOLD
+        nodes = self._nodes_of_local_cpus(name)
+        return (nodes[0], "local_cpulist", ()) if len(nodes) == 1 else (None, None, nodes)
 
-    def _node_of_local_cpus(self, name: str) -> Optional[int]:
+    def _nodes_of_local_cpus(self, name: str) -> tuple[int, ...]:
+        """The nodes that ``local_cpulist`` lies on; none where it lies on all that have CPUs, which tells nothing."""
         path = f"{DEVICES}/{name}/local_cpulist"
         text = self.sysfs.read(path)
         if text is None:
-            return None
+            return ()
         local = parse_ranges(text)
         if local is None:
             raise HostError(f"holds {text[:40]!r} where a list of CPUs belongs", subject=path)
         if not local:
-            return None
+            return ()
         by_node = {node: self.nodes.cpus(node) for node in sorted(self.nodes.online())}
         machine: frozenset[int] = frozenset().union(*by_node.values())
-        if local >= machine:
-            return None
-        holders = [node for node, cpus in by_node.items() if local <= cpus]
-        return holders[0] if len(holders) == 1 else None
+        if local >= machine or not local <= machine:
+            return ()
+        holders = tuple(node for node, cpus in by_node.items() if local & cpus)
+        return holders if len(holders) == 1 or len(holders) < sum(1 for cpus in by_node.values() if cpus) else ()
 
     def _port_type(self, name: str) -> Optional[int]:
         if name not in self._port_types:

@@ -17,9 +17,11 @@ from typing import Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Domain, MachineKind, Original, Placement
+from pcinuma.placement.afresh import means_the_same, withdrawn
 from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.grouping import Shape, Switch, branching, shapes
 from pcinuma.placement.layout import Layout
+from pcinuma.placement.main_root import MainRoot
 from pcinuma.placement.plan_model import Move, NoRoom, Plan
 from pcinuma.placement.reason import Reason
 from pcinuma.placement.standing import Key, Standing, key_of
@@ -31,13 +33,13 @@ from pcinuma.settings import GroupBy
 class Wish:
     """What shapes a plan besides the domain and the host.
 
-    ``freed``: controller indexes that a withdrawn placement left. ``ran_with``: addresses of strangers that the guest already ran with.
-    ``aperture``: what the devices' windows must fit in.
+    ``replan``: lay a placed domain out afresh (:mod:`pcinuma.placement.afresh`). ``ran_with``: addresses of strangers that the guest
+    already ran with. ``aperture``: what the devices' windows must fit in.
     """
 
     group_by: GroupBy = GroupBy.ROOT_COMPLEX
     spare_ports: int = 0
-    freed: tuple[int, ...] = ()
+    replan: bool = False
     ran_with: frozenset[PciAddress] = frozenset()
     aperture: Optional[Aperture] = None
 
@@ -51,8 +53,10 @@ class Attempt:
         self.grouping = grouping
         self.wish = wish
         self.left_out = left_out
-        self.layout = Layout(domain, wish.freed)
-        self.standing = Standing(domain, units, grouping, self.layout)
+        self.withdrawn = withdrawn(domain, units, wish.ran_with) if wish.replan else frozenset()
+        self.layout = Layout(domain, self.withdrawn)
+        self.standing = Standing(domain, units, grouping, self.layout, self.withdrawn)
+        self.anew = domain.placement is None or wish.replan
         self.moves: list[Move] = []
         self.seats: dict[str, PciAddress] = {}
         self.reasons: dict[str, Reason] = {}
@@ -67,11 +71,12 @@ class Attempt:
                 if device.address is not None:
                     self.layout.release(device.address)
         newcomers = self._admitted(standing.newcomers)
-        if self.domain.placement is None and newcomers:
+        if self.anew and (newcomers or self.wish.replan):
             self._main_ports_first(newcomers)
-        self._move_strangers()
-        for unit in standing.leaving:
-            self._back_to_main(unit)
+        main_root = MainRoot(self.domain, self.layout, standing, newcomers)
+        self._vacate_main_slots(newcomers)
+        self._move_strangers(main_root)
+        self._send_back(main_root)
         by_key: dict[Key, list[Unit]] = {}
         for unit in (*standing.wrong, *newcomers):
             assert unit.target is not None
@@ -79,6 +84,8 @@ class Attempt:
         for key in sorted(by_key, key=lambda k: (k.cell, k.root_complex or "")):
             self._seat_all(key, sorted(by_key[key], key=attrgetter("order")))
         self._keep_spare_ports()
+        if self.withdrawn:
+            self.layout.fill_freed(min(self.domain.cells))
         self._leave_slots(newcomers)
         self.layout.number_expanders()
         self._check_buses()
@@ -89,11 +96,22 @@ class Attempt:
 
     def _stay(self, units: list[Unit]) -> None:
         for unit in units:
+            if unit.target is not None and unit.address is not None and unit.address.function:
+                self._begin_with_function_zero(unit)
+                continue
             for device in unit.devices:
                 assert device.address is not None
                 self.seats[device.source] = device.address
                 if unit.reason is not None:
                     self.reasons[device.source] = unit.reason
+
+    def _begin_with_function_zero(self, unit: Unit) -> None:
+        """Function 0 of a slot of ours was taken out of the domain: the guest sees the others if one of them is that now."""
+        assert unit.address is not None
+        for device in unit.devices:
+            if device.address is not None:
+                self.layout.release(device.address)
+        self._plug(unit, unit.address.bus, unit.address.slot)
 
     def _admitted(self, newcomers: list[Unit]) -> list[Unit]:
         """The newcomers that may move: not those left out for room, and not out of a slot that would lose its function 0."""
@@ -131,13 +149,18 @@ class Attempt:
         """In XML that libvirt has yet to format: a main port for everything that it will put somewhere, and one spare."""
         if self.domain.machine is not MachineKind.PCIE:
             return
+        if self.domain.placement is None:
+            moving = {device.source for unit in newcomers for device in unit.devices}
+            staying = [d.address.bus for d in self.domain.devices if d.address is not None and d.source not in moving]
+            self.layout.add_named_ports([*staying, *(address.bus for address in self.domain.others)])
         count = self._waiting(newcomers)
         if count:
-            self.layout.add_main_ports(count + 1)
+            there = sum(1 for index in self.standing.ours if self.layout.expander_of(index) is None and self.layout.is_free(index))
+            self.layout.add_main_ports(max(0, count + 1 - there))
 
     def _leave_slots(self, newcomers: list[Unit]) -> None:
         """The same on machines whose roots take devices directly: there must be a slot of the main root for each."""
-        if self.domain.placement is None and self.domain.machine is not MachineKind.PCIE:
+        if self.anew and self.domain.machine is not MachineKind.PCIE:
             self.layout.require_main_slots(self._waiting(newcomers))
 
     def _waiting(self, newcomers: list[Unit]) -> int:
@@ -147,50 +170,35 @@ class Attempt:
             waiting.difference_update([device.source for unit in newcomers for device in unit.devices])
         return self.domain.unaddressed + len(waiting)
 
-    def _move_strangers(self) -> None:
-        if not self.standing.ours:
+    def _vacate_main_slots(self, newcomers: list[Unit]) -> None:
+        """What newcomers leave directly on the main root is free, for an expander that finds no other slot."""
+        for unit in newcomers:
+            for device in unit.devices:
+                if device.address is not None and device.address.bus == 0:
+                    self.layout.release(device.address)
+
+    def _move_strangers(self, main_root: MainRoot) -> None:
+        if not self.standing.ours and not self.withdrawn:
             return
-        for stranger in sorted(self.domain.others):
-            if stranger in self.wish.ran_with or self.layout.expander_of(stranger.bus) not in self.standing.ours:
-                continue
+        strangers = [
+            stranger
+            for stranger in sorted(self.domain.others)
+            if stranger.bus in self.withdrawn
+            or (stranger not in self.wish.ran_with and self.layout.expander_of(stranger.bus) in self.standing.ours)
+        ]
+        for stranger in strangers:
             self.layout.release(stranger)
-            address = self._free_main_seat()
+        for stranger in strangers:
+            address = main_root.free_seat(own=False)
             self.layout.take(address)
             self.strangers.append((stranger, address))
 
-    def _back_to_main(self, unit: Unit) -> None:
-        """Off our ports: to the address that each device once had, where that is still free, else to a free port of the main root."""
-        originals = [self.standing.original_address(device.source) for device in unit.devices]
-        free = all(
-            a is not None
-            and (a.bus == 0 or a.bus in self.layout.controllers)
-            and self.layout.expander_of(a.bus) is None
-            and (a.slot << 3 | a.function) not in self.layout.taken.get(a.bus, set())
-            for a in originals
-        )
-        seat = None if free else self._free_main_seat()
-        for device, original, function in zip(unit.devices, originals, unit.functions()):
-            if seat is None:
-                assert original is not None
-                address = original
-                attributes = dict(self.standing.originals[device.source].attributes)
-                multifunction = attributes.get("multifunction")
-            else:
-                address = seat._replace(function=function)
-                multifunction = "on" if function == 0 and len(unit.devices) > 1 else None
-            self.layout.take(address)
-            self.moves.append(Move(device.source, address, multifunction))
+    def _send_back(self, main_root: MainRoot) -> None:
+        """Off our ports what belongs nowhere now."""
+        self.moves += main_root.send_back(self.standing.leaving)
+        for unit in self.standing.leaving:
             if unit.reason is not None:
-                self.reasons[device.source] = unit.reason
-
-    def _free_main_seat(self) -> PciAddress:
-        if self.domain.machine is MachineKind.PCIE:
-            for index in sorted(self.layout.controllers):
-                controller = self.layout.controllers[index]
-                if controller.model == "pcie-root-port" and self.layout.is_free(index) and self.layout.expander_of(index) is None:
-                    return PciAddress(0, index, 0, 0)
-            return PciAddress(0, self.layout.add_main_ports(1)[0], 0, 0)
-        return PciAddress(0, 0, self.layout.free_main_slot(), 0)
+                self._remark(unit, unit.reason)
 
     def _check_buses(self) -> None:
         """Whoever added bridges, ours or somebody's: every hierarchy must fit before the next expander's first bus."""
@@ -217,10 +225,10 @@ class Attempt:
                 related = self.grouping is GroupBy.SWITCH and self.standing.has_relative(unit, expanders)
                 if not related:
                     alone.append(unit)
-                elif not self._join_switch(unit, expanders) and not self._seat_on_any(unit, expanders):
+                elif not self._join_switch(unit, expanders) and not self._seat_on_any(unit, expanders, key):
                     overflow.append(unit)
             for shape in self._shapes(alone):
-                if not self._seat_on_any(shape, expanders):
+                if not self._seat_on_any(shape, expanders, key):
                     overflow.extend(_members(shape))
         if not overflow:
             return
@@ -234,13 +242,14 @@ class Attempt:
     def _shapes(self, units: list[Unit]) -> list[Shape]:
         return shapes(units) if self.grouping is GroupBy.SWITCH else list(units)
 
-    def _seat_on_any(self, shape: Shape, expanders: list[int]) -> bool:
+    def _seat_on_any(self, shape: Shape, expanders: list[int], key: Key) -> bool:
         for expander in expanders:
             needs = 1 + (shape.bridges if isinstance(shape, Switch) else 0)
             if isinstance(shape, Unit) and self.domain.machine is MachineKind.PCIE:
                 port = next((p for p in self.layout.ports(expander) if self._is_free_port(p, "pcie-root-port")), None)
                 if port is not None:
                     self._plug(shape, port)
+                    self.standing.claim(expander, key)
                     return True
             if self.layout.room_below(expander) < needs:
                 continue
@@ -250,6 +259,7 @@ class Attempt:
                 if isinstance(shape, Switch):
                     raise error
                 continue
+            self.standing.claim(expander, key)
             return True
         return False
 
@@ -315,15 +325,14 @@ class Attempt:
             self.seats[device.source] = address
         if unit.reason is not None:
             self._remark(unit, unit.reason)
-        controller = self.domain.controllers.get(bus)
+        controller = self.domain.controllers.get(bus) if bus in self.standing.ours else None
         if controller is not None and controller.hotplug is not False and self.domain.machine is MachineKind.PCIE:
             self.hotplug[bus] = False
 
     def _keep_spare_ports(self) -> None:
         if not self.wish.spare_ports or self.domain.machine is not MachineKind.PCIE:
             return
-        mine = [c for c in sorted(self.layout.controllers) if c in self.standing.ours or c not in self.domain.controllers]
-        for expander in mine:
+        for expander in sorted(self.standing.ours.union(self.layout.added)):
             if not self.layout.is_expander(self.layout.controllers[expander]):
                 continue
             ports = [self.layout.controllers[port] for port in self.layout.ports(expander)]
@@ -377,18 +386,14 @@ class Attempt:
     def _plan(self) -> Plan:
         layout, standing = self.layout, self.standing
         new = frozenset(layout.added)
-        seated = {device.source: device for unit in self.units for device in unit.devices if device.source in self.seats}
-        originals: list[Original] = []
-        for source in {**{source: None for source in standing.originals if source in seated}, **seated}:
-            entry = standing.originals.get(source)
-            if entry is None or source not in standing.at_home:
-                entry = Original(source, () if source in standing.at_home else seated[source].original)
-            originals.append(entry)
-        placement = Placement(self.grouping, tuple(sorted(standing.ours | new)), tuple(originals))
+        ours = standing.ours | new
+        changed = self._changed() if self.withdrawn else new
+        holds = any(layout.is_expander(layout.controllers[index]) for index in ours)
         return Plan(
-            placement=placement,
-            add=tuple([layout.controllers[index] for index in layout.added]),
-            moves=tuple(self.moves),
+            placement=Placement(self.grouping, tuple(sorted(ours)), self._originals(ours)) if holds else None,
+            remove=tuple(sorted(index for index in self.withdrawn if index in changed or index not in new)),
+            add=tuple([layout.controllers[index] for index in layout.added if index in changed]),
+            moves=tuple(self.moves) if not self.withdrawn else tuple(self._moves_that_move()),
             strangers=tuple(self.strangers),
             set_node=tuple(sorted(standing.relabelled.items())),
             set_hotplug=tuple(sorted(self.hotplug.items())),
@@ -397,6 +402,33 @@ class Attempt:
             reasons=self.reasons,
             stepped_down=None,
         )
+
+    def _changed(self) -> frozenset[int]:
+        """The added controllers but for those that stand already just as they are wanted."""
+        there = self.domain.controllers
+        wanted = [(index, self.layout.controllers[index]) for index in self.layout.added]
+        return frozenset(index for index, new in wanted if index not in there or not means_the_same(new, there[index]))
+
+    def _moves_that_move(self) -> list[Move]:
+        stands = {device.source: (device.address, device.address in self.domain.multifunction) for device in self.domain.devices}
+        return [move for move in self.moves if stands[move.source] != (move.address, move.multifunction == "on")]
+
+    def _originals(self, ours: frozenset[int]) -> tuple[Original, ...]:
+        """What to record: of every device that is where we put it, the address that its owner gave it."""
+        standing, devices = self.standing, {device.source: device for unit in self.units for device in unit.devices}
+        moved = {move.source: move.address for move in self.moves}
+        expanders = {self.layout.controllers[index].address for index in ours} - {None}
+        found: list[Original] = []
+        for source in dict.fromkeys([*standing.originals, *devices]):
+            entry = standing.originals.get(source) if source in standing.at_home else None
+            if source in self.seats:
+                found.append(entry or Original(source, () if source in standing.below else devices[source].original))
+            elif entry is not None and source in devices:
+                address = moved.get(source, devices[source].address)
+                displaced = standing.original_address(source) in expanders
+                if address is not None and (address.bus in ours or displaced):
+                    found.append(entry)
+        return tuple(found)
 
 
 def _members(shape: Shape) -> list[Unit]:

@@ -5,11 +5,16 @@ Arithmetic of bus numbers (PCI-to-PCI bridge specification; measured on SeaBIOS 
 ``[busNr, next higher busNr - 1]``, and the main hierarchy has ``[0, lowest busNr - 1]``. Neither libvirt nor QEMU checks any of it.
 
 That order is why new ports are appended behind the last one: only then no bus that the guest already knows gets another number.
+
+Indexes: libvirt puts a bridge on the main root at every index below the highest one that no controller has (a root port, on i440fx a
+``pci-bridge``), and grows up to a bus that an address names. So new controllers come behind all of those; where a layout afresh withdrew
+controllers, their indexes are used first, and :meth:`Layout.fill_freed` puts something of ours on those that would be left as gaps.
 """
 
 from __future__ import annotations
 
-from typing import Iterable, Optional
+from collections.abc import Iterable
+from typing import Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.model import Controller, Domain, MachineKind
@@ -30,10 +35,13 @@ Source: libvirt, ``qemuDomainValidateDevicePCISlotsQ35``."""
 class Layout:
     """A domain's PCI controllers and what is plugged into them; grows as a plan is made."""
 
-    def __init__(self, domain: Domain, freed: Iterable[int] = ()) -> None:
-        """``freed``: indexes below the highest one that a withdrawn placement left, to be used first."""
+    def __init__(self, domain: Domain, withdrawn: Iterable[int] = ()) -> None:
+        """``withdrawn``: controllers of a standing placement that are gone in a layout afresh; their indexes are used first."""
         self.machine = domain.machine
         self.controllers: dict[int, Controller] = dict(domain.controllers)
+        self._freed = sorted(withdrawn)
+        for index in self._freed:
+            del self.controllers[index]
         self.children: dict[int, list[int]] = {}
         self._home: dict[int, Optional[int]] = {0: None}
         self._below: dict[int, int] = {}
@@ -41,10 +49,7 @@ class Layout:
         self.taken: dict[int, set[int]] = {}
         self.added: list[int] = []
         self.gained: set[int] = set()
-        self._freed = sorted(freed)
-        self._highest = max(self.controllers, default=0)
-        present = len(self.controllers) - (0 in self.controllers)
-        self._gaps = 0 if self.machine is MachineKind.PHB else self._highest - present - len(self._freed)
+        self.spared: set[tuple[int, int]] = set()
         self._chassis: set[int] = set()
         self._expanders: list[int] = []
         phbs = self.machine is MachineKind.PHB
@@ -64,6 +69,10 @@ class Layout:
                 self.take(device.address)
         for address in domain.others:
             self.take(address)
+        self._highest = max(self.controllers, default=0)
+        if domain.placement is not None or self.machine is not MachineKind.PCIE:  # else :meth:`add_named_ports` says which
+            named = self.taken.keys() - self._freed if self._freed else self.taken.keys()
+            self._highest = max(self._highest, max(named, default=0))
 
     # What is there.
 
@@ -103,7 +112,9 @@ class Layout:
     def main_buses(self) -> int:
         """How many bus numbers the main hierarchy needs, root bus and the ports that libvirt puts into index gaps included."""
         elsewhere = sum(1 + self.bridges_below(index) for index in self._expanders if not self._is_nested(index))
-        return len(self.controllers) + (0 not in self.controllers) - elsewhere + max(0, self._gaps) + self._to_come
+        present = len(self.controllers) + (0 not in self.controllers)
+        gaps = 0 if self.machine is MachineKind.PHB else self._highest + 1 - present
+        return present - elsewhere + gaps + self._to_come
 
     def main_hotplug(self) -> int:
         """How many bridges of the main hierarchy may take a device later, those that libvirt puts into index gaps included."""
@@ -166,8 +177,8 @@ class Layout:
         self._require_room(port)
         return self._add(Controller(self._next_index(port), "pcie-switch-upstream-port", PciAddress(0, port, 0, 0)))
 
-    def add_main_ports(self, count: int) -> list[int]:
-        """``count`` hot-pluggable root ports on the main root, eight to a slot, behind the ports that are there."""
+    def add_main_ports(self, count: int, hotplug: Optional[bool] = None) -> list[int]:
+        """``count`` root ports on the main root, hot-pluggable unless said, eight to a slot, behind the ports that are there."""
         ports: list[int] = []
         slot = -1
         for position in range(count):
@@ -175,8 +186,22 @@ class Layout:
                 slot = self._free_main_slot(from_slot=self._last_main_bridge() + 1 if slot < 0 else slot + 1)
             multifunction = position % 8 == 0 and count - position > 1
             address = PciAddress(0, 0, slot, position % 8)
-            ports.append(self._add(Controller(self._next_index(0), "pcie-root-port", address, multifunction=multifunction)))
+            new = Controller(self._next_index(0), "pcie-root-port", address, hotplug=hotplug, multifunction=multifunction)
+            ports.append(self._add(new))
         return ports
+
+    def add_named_ports(self, buses: Iterable[int]) -> None:
+        """The main ports that libvirt would add, since an address names their bus, so that nothing of ours gets their indexes."""
+        self.add_main_ports(max(0, max(buses, default=0) - self._highest))
+
+    def fill_freed(self, cell: int) -> None:
+        """Leave no gap where something was withdrawn: a main port that reserves nothing, elsewhere an empty expander for ``cell``."""
+        count = sum(1 for index in self._freed if index < self._highest)
+        if self.machine is MachineKind.PCIE:
+            self.add_main_ports(count, hotplug=False)
+        else:
+            for _ in range(count):
+                self.add_expander(cell)
 
     def require_main_slots(self, count: int) -> None:
         """Raise NoRoom unless ``count`` devices find a slot on the main root (i440fx, pseries).
@@ -313,11 +338,11 @@ class Layout:
         return self.machine is MachineKind.PHB and controller.model == "pci-root" and controller.index > 0
 
     def _next_index(self, above: int) -> int:
-        if self._freed:
-            for position, index in enumerate(self._freed):
-                if index > above and index not in self.controllers:
-                    del self._freed[position]
-                    return index
+        for position, index in enumerate(self._freed):
+            if index > above:  # libvirt wants it above that of the controller it is plugged into
+                del self._freed[position]
+                self._highest = max(self._highest, index)
+                return index
         self._highest += 1
         if self._highest > HIGHEST_INDEX:
             raise NoRoom("all controller indexes are used")
@@ -349,10 +374,13 @@ class Layout:
         used = {devfn >> 3 for devfn in self.taken.get(0, ())}
         used |= {0, 1, 2} if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
         habitual: tuple[int, ...] = _HABITUAL_MAIN_SLOTS if self.machine is MachineKind.PCIE else ()
-        order: list[int] = [*range(from_slot, 32), *range(2, from_slot), *habitual]
-        for position, slot in enumerate(order):
-            if slot not in used and (slot not in habitual or position >= len(order) - len(habitual)):
+        order: list[int] = [*(slot for slot in (*range(from_slot, 32), *range(2, from_slot)) if slot not in habitual), *habitual]
+        free = [slot for slot in order if slot not in used]
+        for slot in free:
+            if (0, slot) not in self.spared:
                 return slot
+        if free:
+            return free[0]
         raise NoRoom("no slot is left on the main PCI root")
 
 

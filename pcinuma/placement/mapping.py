@@ -53,6 +53,20 @@ def map_node(domain: Domain, node: int, host: NodeFacts, unaligned: Unaligned) -
     return mapped
 
 
+def map_nodes(domain: Domain, nodes: tuple[int, ...], host: NodeFacts, unaligned: Unaligned) -> Mapped:
+    """The guest cell for a device that is equally local to several nodes: none, since that would be a guess.
+
+    With ``Unaligned.NEAREST`` the cell of the lowest of ``nodes`` that has one, else that of the node closest to any of them.
+    """
+    if unaligned is Unaligned.NEAREST:
+        others = [(host.distance(node, other), other) for other in host.online() if other not in nodes for node in nodes]
+        for node in [*sorted(nodes), *(other for _, other in sorted((d, other) for d, other in others if d is not None))]:
+            cell = _exact(domain, node, host).cell
+            if cell is not None:
+                return Mapped(cell, Reason.NEAREST)
+    return Mapped(None, Reason.SEVERAL_NODES)
+
+
 def cells_by_memory(domain: Domain, node: int) -> set[int]:
     """The cells whose memory libvirt binds to ``node``, perhaps among others."""
     cells = {cell for cell, nodes in domain.memnodes if node in nodes}

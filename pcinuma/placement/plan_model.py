@@ -40,13 +40,15 @@ class Move(NamedTuple):
 class Plan(NamedTuple):
     """All that is to be done to a domain.
 
-    ``strangers``: (from, to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``,
-    ``gain_multifunction``: changes to controllers that pcinuma created. ``seats``: source -> guest address for every device that is
+    ``placement``: None where nothing is pcinuma's any more. ``remove``: controllers that go, before ``add`` comes. ``strangers``: (from,
+    to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``, ``gain_multifunction``: changes
+    to controllers that pcinuma created. ``seats``: source -> guest address for every device that is
     placed when the plan is carried out; ``reasons``: source -> why a device is not placed, or is placed with a remark.
     ``stepped_down``: why a finer grouping did not fit. ``doubt``: why the firmware, or some versions of it, may not map the devices.
     """
 
-    placement: Placement
+    placement: Optional[Placement]
+    remove: tuple[int, ...]
     add: tuple[Controller, ...]
     moves: tuple[Move, ...]
     strangers: tuple[tuple[PciAddress, PciAddress], ...]
@@ -61,7 +63,7 @@ class Plan(NamedTuple):
     @property
     def empty(self) -> bool:
         """Whether carrying the plan out would change nothing but, perhaps, the metadata."""
-        return not (self.add or self.moves or self.strangers or self.set_node or self.set_hotplug or self.gain_multifunction)
+        return not (self.add or self.remove or self.moves or self.strangers or self.set_node or self.set_hotplug or self.gain_multifunction)
 
 
 class NoRoom(PcinumaError):

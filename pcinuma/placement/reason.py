@@ -24,6 +24,7 @@ class Reason(enum.Enum):
     NO_AFFINITY = "no-affinity", "the host knows no NUMA node for this device"
     NO_CELL = "no-cell", "no guest cell stands for the device's host node"
     AMBIGUOUS_CELL = "ambiguous-cell", "several guest cells could stand for the device's host node, and pcinuma does not guess"
+    SEVERAL_NODES = "several-nodes", "the host says only that this device is local to several of its NUMA nodes, and pcinuma does not guess"
     KEPT = "kept", "the owner of the domain asked to keep this device where it is"
     UNASSIGNED = "unassigned", "the domain does not give this device to the guest (address type='unassigned')"
     NOT_PCI = "not-pci", "in this guest the device is no PCI device of its own"

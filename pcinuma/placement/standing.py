@@ -2,12 +2,14 @@
 
 An expander stands for one (cell, root complex). The metadata does not say which; its occupants do: the commonest place among those whose
 cell is the expander's node, and where none is (the owner swapped the mapping), the commonest place, and the expander's node is set anew
-without moving anybody. Likewise a guest switch stands for the host switch that most of its occupants sit below.
+without moving anybody. Likewise a guest switch stands for the host switch that most of its occupants sit below. An empty expander
+stands for nothing until something is seated there (:meth:`Standing.claim`): from then on, in the same plan too, it is that place's alone.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Container
 from typing import Hashable, NamedTuple, Optional, TypeVar
 
 from pcinuma.address import PciAddress
@@ -36,18 +38,27 @@ def key_of(target: Target, grouping: GroupBy) -> Key:
     return Key(target.cell, None if grouping is GroupBy.NODE else target.root_complex)
 
 
+def must_stay(unit: Unit) -> bool:
+    """Whether a unit on one of pcinuma's expanders stays there although it has no target."""
+    return unit.target is None and (unit.reason in _STAYING or unit.reason is None)
+
+
 class Standing:
     """The state of a domain with respect to its own placement.
 
-    ``right``: units that stay. ``wrong``: units on an expander of ours that is not theirs. ``leaving``: units there that belong nowhere
-    now. ``newcomers``: units with a target that are not on one of ours. ``others``: the rest.
+    ``right``: units that stay. ``wrong``: units on an expander of ours that is not theirs, or is no more. ``leaving``: units there that
+    belong nowhere now. ``newcomers``: units with a target that are not on one of ours. ``others``: the rest. ``below``: sources of the
+    devices below one of ours; ``at_home``: of all that are where pcinuma put them, so that what is recorded of them is true.
     """
 
-    def __init__(self, domain: Domain, units: list[Unit], grouping: GroupBy, layout: Layout) -> None:
+    def __init__(
+        self, domain: Domain, units: list[Unit], grouping: GroupBy, layout: Layout, withdrawn: frozenset[int] = frozenset()
+    ) -> None:
+        """``withdrawn``: those of pcinuma's controllers that ``layout`` does without."""
         self.layout = layout
         placement = domain.placement
         listed = placement.controllers if placement else ()
-        self.ours = frozenset(index for index in listed if index in domain.controllers and index != 0)
+        self.ours = frozenset(listed).difference(withdrawn)
         self.originals: dict[str, Original] = {entry.source: entry for entry in (placement.devices if placement else ())}
         self.relabelled: dict[int, int] = {}
         self.right: list[Unit] = []
@@ -61,14 +72,27 @@ class Standing:
         self._empty: dict[int, int] = {}
         homes: dict[int, list[Unit]] = {}
         for unit in units:
-            home = layout.expander_of(unit.address.bus) if unit.address is not None else None
-            if home is not None and home in self.ours:
+            bus = unit.address.bus if unit.address is not None else None
+            home = layout.expander_of(bus) if bus is not None else None
+            if bus in withdrawn:
+                (self.leaving if unit.target is None else self.wrong).append(unit)
+            elif home is not None and home in self.ours:
                 homes.setdefault(home, []).append(unit)
             elif unit.target is not None:
                 self.newcomers.append(unit)
             else:
                 self.others.append(unit)
-        self.at_home = frozenset(device.source for members in homes.values() for unit in members for device in unit.devices)
+        self.below = frozenset(
+            device.source
+            for unit in units
+            if unit.address is not None and (unit.address.bus in withdrawn or layout.expander_of(unit.address.bus) in self.ours)
+            for device in unit.devices
+        ) if placement is not None else frozenset()
+        self.at_home: frozenset[str] = frozenset()
+        if placement is not None:
+            own, seats = frozenset(listed), {domain.controllers[index].address for index in listed} - {None}
+            devices = [device for unit in units for device in unit.devices]
+            self.at_home = frozenset([d.source for d in devices if self._put_there(d.source, d.address, own, seats)])
         for expander in sorted(self.ours):
             if layout.is_expander(layout.controllers[expander]):
                 self._judge(expander, homes.get(expander, []), grouping)
@@ -77,14 +101,11 @@ class Standing:
                     self._relabel(expander, min(domain.cells))  # its cell is gone, and libvirt refuses a node that is not there
         self._relatives = [unit for unit in self.right if unit.target is not None]
 
-    @staticmethod
-    def is_newcomer(domain: Domain, unit: Unit) -> bool:
-        """Whether a unit with a target sits on none of pcinuma's expanders."""
-        if unit.target is None:
+    def _put_there(self, source: str, address: Optional[PciAddress], listed: Container[int], ours: Container[Optional[PciAddress]]) -> bool:
+        """Whether a device is on a controller of ours, or elsewhere since one of ours has its old slot."""
+        if address is None:
             return False
-        layout = Layout(domain)
-        home = layout.expander_of(unit.address.bus) if unit.address is not None else None
-        return home is None or domain.placement is None or home not in domain.placement.controllers
+        return address.bus in listed or (address.bus == 0 and source in self.originals and self.original_address(source) in ours)
 
     def original_address(self, source: str) -> Optional[PciAddress]:
         """Where the device was before pcinuma moved it; None if it had no address."""
@@ -95,6 +116,11 @@ class Standing:
         """pcinuma's expanders for a place: those that stand for it, then empty ones of its cell."""
         standing = [expander for expander, stands_for in sorted(self._stands_for.items()) if stands_for == key]
         return standing + [expander for expander, cell in sorted(self._empty.items()) if cell == key.cell]
+
+    def claim(self, expander: int, key: Key) -> None:
+        """Say that something that belongs to ``key`` was seated below ``expander``."""
+        if self._empty.pop(expander, None) is not None:
+            self._stands_for[expander] = key
 
     def has_relative(self, unit: Unit, expanders: list[int]) -> bool:
         """Whether the host has a switch at which ``unit`` branches from a unit that stays below one of ``expanders``."""
@@ -138,7 +164,7 @@ class Standing:
         keys = [key_of(unit.target, grouping) for unit in members if unit.target is not None]
         here = [key for key in keys if key.cell == node]
         stands_for = _commonest(here)
-        staying = [unit for unit in members if unit.target is None and (unit.reason in _STAYING or unit.reason is None)]
+        staying = [unit for unit in members if must_stay(unit)]
         if stands_for is None and keys and not staying:
             stands_for = _commonest(keys)
             assert stands_for is not None
@@ -156,6 +182,11 @@ class Standing:
                 self.wrong.append(unit)
         if grouping is GroupBy.SWITCH:
             candidates = self._agreeing_on_switches(candidates)
+        else:  # where a kept device has held a switch over from another grouping, nobody else stays below it
+            behind = [unit for unit in candidates if unit.address is not None and self.guest_chain(unit.address.bus)]
+            if behind:
+                self.wrong.extend(behind)
+                candidates = [unit for unit in candidates if unit not in behind]
         self.right.extend(candidates)
 
     def _relabel(self, expander: int, cell: int) -> None:

@@ -310,6 +310,22 @@ class Host:
         holding = [n.number for n in self.nodes.values() if local <= cpu_set(n.cpus)]
         return holding[0] if len(holding) == 1 else None
 
+    def several_nodes_of(self, address: str) -> list[int]:
+        """The nodes to which a function without a node of its own is equally local, where they are more than one and not all."""
+        function = self.functions[self._full(address)]
+        if self.node_of(address) is not None:
+            return []
+        own = self._spread(function)
+        return own or (self._spread(function.physfn) if function.physfn else [])
+
+    def _spread(self, function: Function) -> list[int]:
+        node, cpulist = function.own_node(), function.cpulist
+        if node is None or int(node) >= 0 or cpulist is INHERIT or cpulist is None or not cpu_set(str(cpulist)) <= self.cpus():
+            return []
+        with_cpus = [n for n in self.nodes.values() if n.cpus]
+        found = sorted(n.number for n in with_cpus if cpu_set(n.cpus) & cpu_set(str(cpulist)))
+        return found if 1 < len(found) < len(with_cpus) else []
+
     def distance(self, one: int, other: int) -> int:
         """The distance between two nodes."""
         row = self.nodes[one].distance

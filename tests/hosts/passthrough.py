@@ -8,7 +8,7 @@ from typing import Mapping, Optional, Union
 from lxml import etree
 
 from tests.hosts.build import Host, cpu_set
-from tests.hosts.guest import Slot, guest_slot
+from tests.hosts.guest import PORTS, ROOTS, Guest, Slot, guest_slot
 
 Pools = Mapping[str, list[str]]
 NS = "{urn:pcinuma:domain:1}"
@@ -139,7 +139,35 @@ def placement(xml: bytes) -> Optional[etree._Element]:
     return etree.fromstring(xml).find(f"metadata/{NS}pcinuma/{NS}placement")
 
 
-def ours(xml: bytes) -> list[int]:
+def listed(xml: bytes) -> list[int]:
     """The indexes of the controllers that the metadata says are ours."""
     element = placement(xml)
-    return [] if element is None else [int(c.get("index")) for c in element.findall(f"{NS}controller")]
+    indexes = [] if element is None else [c.get("index", "") for c in element.findall(f"{NS}controller")]
+    return [int(index) for index in indexes if index.isascii() and index.isdecimal()]
+
+
+def ours(xml: bytes) -> list[int]:
+    """Those of them that are as pcinuma makes them: anybody may have written the list."""
+    indexes = listed(xml)
+    if not indexes:
+        return []
+    guest = Guest.of(xml)
+    good: list[int] = []
+    for index in indexes:
+        controller = guest.controllers.get(index)
+        above = guest.controllers.get(controller.at.bus) if controller is not None and controller.at is not None else None
+        if controller is None or index == 0:
+            continue
+        if controller.expander:
+            if controller.node is not None and (controller.model in ROOTS or (controller.bus_nr is not None and controller.at.bus == 0)):
+                good.append(index)
+        elif controller.at is not None and controller.at.bus == 0:
+            if controller.model == "pcie-root-port" and any(i in guest.controllers and guest.controllers[i].expander for i in indexes):
+                good.append(index)
+        elif above is not None and above.index in indexes:
+            port = controller.model in ("pcie-root-port", "pcie-switch-downstream-port")
+            if (port and above.model in ("pcie-expander-bus", "pcie-switch-upstream-port")) or (
+                controller.model == "pcie-switch-upstream-port" and above.model in PORTS
+            ):
+                good.append(index)
+    return good if any(guest.controllers[index].expander for index in good) else []

@@ -56,6 +56,7 @@ def layout_faults(before: bytes, after: bytes, owned: list[int], fresh: bool) ->
 
 def address_faults(guest: Guest) -> list[str]:
     found, taken = [], defaultdict(list)
+    chipset = 0x1F if guest.express else 1  # ICH9's, or PIIX3's, function 0 is nobody's to write down
     for controller in guest.controllers.values():
         if controller.at:
             taken[controller.at].append(f"controller {controller.index}")
@@ -69,7 +70,7 @@ def address_faults(guest: Guest) -> list[str]:
             found.append(f"{names[0]} at {at}, where there is no controller")
         elif at.bus in guest.controllers and guest.controllers[at.bus].model in PORTS and at.slot != 0:
             found.append(f"{names[0]} at {at}, but a port has slot 0 only")
-        if at.function and Slot(at.bus, at.slot, 0) not in taken and not (at.bus == 0 and at.slot == 0x1F):
+        if at.function and Slot(at.bus, at.slot, 0) not in taken and not (at.bus == 0 and at.slot == chipset):
             found.append(f"{names[0]} at {at}, but nobody has function 0")
     for endpoint in guest.endpoints:
         if (
@@ -141,7 +142,7 @@ def place_faults(after: bytes, host: Host, report: dict[str, Any], fresh: bool) 
         if expander is None or expander.index not in ours(after):
             found.append(f"{device.source} is reported as placed, but sits at {device.at}")
             continue
-        if line["reason"] in ("device-absent", "host-unreadable", "no-affinity"):
+        if line["reason"] in ("device-absent", "host-unreadable", "no-affinity", "kept"):
             continue
         if expander.node != line["guest_cell"]:
             found.append(f"{device.source} belongs to cell {line['guest_cell']}, its expander to {expander.node}")
@@ -172,8 +173,8 @@ def place_faults(after: bytes, host: Host, report: dict[str, Any], fresh: bool) 
     if group_by == "switch":
         found += _switch_faults(placed, guest, host, fresh)
     else:
-        deep = (2,) if guest.express else (1, 2)
-        found += [f"{d.source} is behind a switch under {group_by}" for d, _ in placed if d.at and len(guest.path(d.at.bus)) not in deep]
+        deep, movable = (2,) if guest.express else (1, 2), [(d, line) for d, line in placed if line["reason"] != "kept"]
+        found += [f"{d.source} is behind a switch under {group_by}" for d, _ in movable if d.at and len(guest.path(d.at.bus)) not in deep]
     return found
 
 
