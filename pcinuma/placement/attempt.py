@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, MachineKind, Original, Placement
+from pcinuma.domain.model import Domain, MachineKind, Original, Passthrough, Placement
 from pcinuma.placement.afresh import means_the_same, withdrawn
 from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.grouping import Shape, Switch, branching, shapes
@@ -62,6 +62,7 @@ class Attempt:
         self.reasons: dict[str, Reason] = {}
         self.hotplug: dict[int, bool] = {}
         self.strangers: list[tuple[PciAddress, PciAddress]] = []
+        self._free_ports: dict[int, list[int]] = {}
 
     def run(self) -> Plan:
         standing = self.standing
@@ -246,7 +247,7 @@ class Attempt:
         for expander in expanders:
             needs = 1 + (shape.bridges if isinstance(shape, Switch) else 0)
             if isinstance(shape, Unit) and self.domain.machine is MachineKind.PCIE:
-                port = next((p for p in self.layout.ports(expander) if self._is_free_port(p, "pcie-root-port")), None)
+                port = self._free_port(expander)
                 if port is not None:
                     self._plug(shape, port)
                     self.standing.claim(expander, key)
@@ -262,6 +263,15 @@ class Attempt:
             self.standing.claim(expander, key)
             return True
         return False
+
+    def _free_port(self, expander: int) -> Optional[int]:
+        """The first free root port of an expander that stood before this plan."""
+        free = self._free_ports.get(expander)
+        if free is None:
+            free = self._free_ports[expander] = [p for p in self.layout.ports(expander) if self._is_free_port(p, "pcie-root-port")][::-1]
+        while free and not self.layout.is_free(free[-1]):
+            free.pop()
+        return free[-1] if free else None
 
     def _seat(self, shape: Shape, expander: int, *, dense: bool = False) -> None:
         if self.domain.machine is not MachineKind.PCIE:
@@ -416,19 +426,22 @@ class Attempt:
     def _originals(self, ours: frozenset[int]) -> tuple[Original, ...]:
         """What to record: of every device that is where we put it, the address that its owner gave it."""
         standing, devices = self.standing, {device.source: device for unit in self.units for device in unit.devices}
-        moved = {move.source: move.address for move in self.moves}
-        expanders = {self.layout.controllers[index].address for index in ours} - {None}
+        originals, at_home, seats = standing.originals, standing.at_home, self.seats
         found: list[Original] = []
-        for source in dict.fromkeys([*standing.originals, *devices]):
-            entry = standing.originals.get(source) if source in standing.at_home else None
-            if source in self.seats:
+        for source in {**originals, **devices} if originals else devices:
+            entry = originals.get(source) if source in at_home else None
+            if source in seats:
                 found.append(entry or Original(source, () if source in standing.below else devices[source].original))
-            elif entry is not None and source in devices:
-                address = moved.get(source, devices[source].address)
-                displaced = standing.original_address(source) in expanders
-                if address is not None and (address.bus in ours or displaced):
-                    found.append(entry)
+            elif entry is not None and source in devices and self._is_aside(devices[source], ours):
+                found.append(entry)
         return tuple(found)
+
+    def _is_aside(self, device: Passthrough, ours: frozenset[int]) -> bool:
+        """Whether a device that is not placed is, after this plan, where we put it: on a main port of ours, or since we have its slot."""
+        address = next((move.address for move in self.moves if move.source == device.source), device.address)
+        original = self.standing.original_address(device.source)
+        displaced = original is not None and original in [self.layout.controllers[index].address for index in ours]
+        return address is not None and (address.bus in ours or displaced)
 
 
 def _members(shape: Shape) -> list[Unit]:

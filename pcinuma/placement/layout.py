@@ -45,6 +45,7 @@ class Layout:
         self.children: dict[int, list[int]] = {}
         self._home: dict[int, Optional[int]] = {0: None}
         self._below: dict[int, int] = {}
+        self._by_place: dict[tuple[int, int], int] = {}  # (parent, slot and function) -> bridge, once somebody asked
         self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
         self.taken: dict[int, set[int]] = {}
         self.added: list[int] = []
@@ -300,13 +301,27 @@ class Layout:
         self.controllers[index] = new
         if node is not None:
             self._expanders.append(index)
-        if self._below:
-            self._below.clear()
         if address is not None:
             _, bus, slot, function = address
             self.children.setdefault(bus, []).append(index)
             self.taken.setdefault(bus, set()).add(slot << 3 | function)
+            if self._by_place:
+                self._by_place[bus, slot << 3 | function] = index
+            if self._below:
+                self._count_one_more(bus)
         return index
+
+    def _count_one_more(self, bus: int) -> None:
+        """A bridge came below controller ``bus``, and so below all that is above it."""
+        above: list[int] = []
+        while bus not in above:
+            above.append(bus)
+            if bus in self._below:
+                self._below[bus] += 1
+            controller = self.controllers.get(bus)
+            if controller is None or controller.address is None or not bus:
+                break
+            bus = controller.address.bus
 
     def _next_devfn(self, parent: int, model: str, dense: bool) -> int:
         """Slot and function behind the last one used on a bus, as eight bits."""
@@ -321,13 +336,16 @@ class Layout:
 
     def _gain_multifunction(self, parent: int, devfn: int) -> bool:
         """Make function 0 of a slot say that there are more; False where function 0 is no port of this bus."""
-        for child in self.children.get(parent, ()):
-            if _devfn(self.controllers[child].address) == devfn & ~7:
-                if not self.controllers[child].multifunction:
-                    self.controllers[child] = self.controllers[child]._replace(multifunction=True)
-                    self.gained.add(child)
-                return True
-        return False
+        if not self._by_place:
+            addressed = [(index, c.address) for index, c in self.controllers.items() if c.address is not None]
+            self._by_place = {(address.bus, _devfn(address)): index for index, address in addressed}
+        first = self._by_place.get((parent, devfn & ~7))
+        if first is None:
+            return False
+        if not self.controllers[first].multifunction:
+            self.controllers[first] = self.controllers[first]._replace(multifunction=True)
+            self.gained.add(first)
+        return True
 
     def _is_nested(self, expander: int) -> bool:
         """Whether it sits below another expander, or below itself."""

@@ -71,28 +71,26 @@ class Standing:
         self._stands_for: dict[int, Optional[Key]] = {}
         self._empty: dict[int, int] = {}
         homes: dict[int, list[Unit]] = {}
+        below: list[str] = []
         for unit in units:
             bus = unit.address.bus if unit.address is not None else None
             home = layout.expander_of(bus) if bus is not None else None
             if bus in withdrawn:
                 (self.leaving if unit.target is None else self.wrong).append(unit)
+                below += [device.source for device in unit.devices]
             elif home is not None and home in self.ours:
                 homes.setdefault(home, []).append(unit)
+                below += [device.source for device in unit.devices]
             elif unit.target is not None:
                 self.newcomers.append(unit)
             else:
                 self.others.append(unit)
-        self.below = frozenset(
-            device.source
-            for unit in units
-            if unit.address is not None and (unit.address.bus in withdrawn or layout.expander_of(unit.address.bus) in self.ours)
-            for device in unit.devices
-        ) if placement is not None else frozenset()
-        self.at_home: frozenset[str] = frozenset()
+        self.below = frozenset(below)
+        self.at_home = self.below
         if placement is not None:
             own, seats = frozenset(listed), {domain.controllers[index].address for index in listed} - {None}
-            devices = [device for unit in units for device in unit.devices]
-            self.at_home = frozenset([d.source for d in devices if self._put_there(d.source, d.address, own, seats)])
+            elsewhere = [device for unit in (*self.newcomers, *self.others) for device in unit.devices]
+            self.at_home = self.below.union([d.source for d in elsewhere if self._put_there(d.source, d.address, own, seats)])
         for expander in sorted(self.ours):
             if layout.is_expander(layout.controllers[expander]):
                 self._judge(expander, homes.get(expander, []), grouping)
