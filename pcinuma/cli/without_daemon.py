@@ -20,7 +20,8 @@ import libvirt
 from pcinuma.cli.backend import Definition, Enabled
 from pcinuma.cli.connect import connection, find_domain, host_root
 from pcinuma.daemon import choices, definition, lock, state
-from pcinuma.daemon.definition import Change, Job
+from pcinuma.daemon.definition import Change, Definitions, Job
+from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.log import configure
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
@@ -68,6 +69,10 @@ class WithoutDaemon:
         self._write = write
         self._settings = load_settings(host_root())
         self._pools = Pools(host_root())
+        files = DefinitionFiles(lambda uuid: None)
+        if write:
+            files.watch()
+        self._definitions = Definitions.of(files)
 
     def names(self) -> list[str]:
         """All persistent domains."""
@@ -82,11 +87,11 @@ class WithoutDaemon:
     def revert(self, domain: str, *, dry_run: bool = False) -> Definition:
         """As the daemon's RevertDomain."""
         found = self._find(domain)
-        change = definition.revert(found if self._write else _WithoutSecrets(found), dry_run=True)
+        change = definition.revert(found if self._write else _WithoutSecrets(found), self._definitions, dry_run=True)
         if change.changed and not dry_run:
             self._choose(found, enabled=False)
             with definition.although_disabled(found.name()):
-                change = definition.revert(found, dry_run=False)
+                change = definition.revert(found, self._definitions, dry_run=False)
         return self._definition(found, change, None)
 
     def enable(self, domain: str) -> Enabled:
@@ -114,7 +119,7 @@ class WithoutDaemon:
         record = self._known.domains.get(uuid) if self._known else None
         request = Request(host_root(), settings=self._settings, replan=replan, ran_with=record.ran_with if record else frozenset())
         job = Job(request, allows=lambda owner: force or bool(self._allows(uuid, owner)), dry_run=dry_run)
-        return definition.place(found if self._write else _WithoutSecrets(found), job, self._pools)
+        return definition.place(found if self._write else _WithoutSecrets(found), job, self._pools, self._definitions)
 
     def _allows(self, uuid: str, owner: Optional[Policy]) -> Optional[bool]:
         return None if self._known is None else allowed(self._known, self._settings.adopt, uuid, owner)

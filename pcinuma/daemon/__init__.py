@@ -14,9 +14,15 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     agenda            which domains are to be looked at, in what order
     inventory         the domains that libvirt has, and what is remembered of each
     permission        whether a domain may be touched at all
-    contention        backing off from a domain that somebody else keeps redefining
-    definition        one domain's inactive definition: read, place, compare, define (blocking; runs in a thread)
-    definition_files  changes of definitions that libvirt sends no event for
+    bursts            when a domain that somebody is changing is looked at
+    starts            starts that are under way, during which a domain is left alone
+    contention        backing off from a domain that somebody else keeps undoing
+    definition        one domain's inactive definition: read, place, define (blocking; runs in a thread)
+    definition_files  every version of every definition, as libvirt writes it, by
+    file_watch        the kernel's word on files that somebody writes
+    overwritten       a definition of ours loses nothing that somebody changes at that moment
+    stale             from which version somebody made his
+    privileges        what the unit gives and the daemon gives up
     resurrection      domains that must not come back
     decisions         what was decided about each domain
     link              the connection to libvirt: events, reconnecting for ever

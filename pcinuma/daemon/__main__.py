@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Optional, Sequence
 
 from pcinuma import __version__
-from pcinuma.daemon import client, lock, state, systemd
+from pcinuma.daemon import client, lock, privileges, state, systemd
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.log import configure, log
 from pcinuma.daemon.pools import Pools
@@ -87,6 +87,7 @@ class Daemon:
         hooks = ThreadPoolExecutor(HOOK_THREADS, "hook")
         pools = Pools(options.root)
         self._reconciler = Reconciler(known, state_file, self.settings, options.root, pools, threads)
+        privileges.give_up()  # the reconciler has what it was for
         link = Link(options.uri or self.settings.libvirt_uri, self._reconciler, threads)
         service = Service(self._reconciler, link, pools, state_file, hooks, threads)
         server = Server(service.handlers(), service.urgent(), hooks)

@@ -1,11 +1,11 @@
 """One domain's inactive definition on libvirt: read it, place or revert it, define it if it changed. Blocking; runs in a
 thread.
 
-A definition is read with its passwords (SECURE), and read again right before it is replaced: if somebody changed it meanwhile,
-the work starts over from theirs. Between that second read and libvirt's define lies about a millisecond that nothing can close;
-who defines within it is seen by the event, and who *undefines* within it gets his way in the end (see the reconciler). Never
-defined: a domain that is not persistent, or one with a managed-save image. A running guest's live definition is never touched:
-what is defined here counts from its next start.
+A definition is read with its passwords (SECURE), together with the number of libvirt's last write
+(:mod:`~pcinuma.daemon.definition_files`); if somebody changed it since, the work starts over from theirs. What is changed between that
+last look and libvirt's lock is put back (:mod:`~pcinuma.daemon.overwritten`), and who *undefines* within it gets his way in the end
+(see the reconciler). Never defined: a domain that is not persistent, or one with a managed-save image. A running guest's live definition
+is never touched: what is defined here counts from its next start.
 
 Somebody may start a domain right after he defined it, so what lies between the event and the define is kept short: the first two
 questions may have been asked already when the work begins (:class:`Ahead`), and the XML is not parsed but for the engine where
@@ -25,16 +25,20 @@ import libvirt
 from pcinuma import engine
 from pcinuma.address import PciAddress
 from pcinuma.daemon.contention import Addresses
+from pcinuma.daemon.definition_files import DefinitionFiles, Followed
 from pcinuma.daemon.glance import mentions_us
 from pcinuma.daemon.log import log
+from pcinuma.daemon.overwritten import mended, put, read
 from pcinuma.daemon.pools import Pools
+from pcinuma.daemon.stale import Stale
 from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
 from pcinuma.engine import Request, Result
 from pcinuma.errors import LibvirtError, PcinumaError
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
-TRIES = 4
+PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)
+"""Seconds after each try that somebody else's change came in between of."""
 FRESH = 0.1
 """Seconds for which an answer that was asked for ahead counts."""
 LATER = "try again when that program is done"
@@ -61,7 +65,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Change:
-    """What was done, or with ``dry_run`` would be. ``owner`` is the policy in the domain's own metadata."""
+    """What was done, or with ``dry_run`` would be. ``owner`` is the policy in the domain's own metadata; ``defines``: how many
+    definitions it took; ``number``: libvirt's write of what was looked at, or of the last one."""
 
     changed: bool
     before: bytes
@@ -69,12 +74,15 @@ class Change:
     result: Result
     owner: Optional[Policy]
     name: str
+    defines: int = 0
+    number: Optional[int] = None
 
 
 class Ahead(NamedTuple):
-    """Questions about a domain that libvirt is answering: its inactive definition, and whether it has a managed-save image."""
+    """Questions about a domain that libvirt is answering: its inactive definition, as of which write, and whether it has a managed-save
+    image."""
 
-    definition: Future[bytes]
+    definition: Future[tuple[bytes, Optional[int]]]
     saved: Future[bool]
     asked: float
 
@@ -84,9 +92,14 @@ class Ahead(NamedTuple):
         return time.monotonic() - self.asked < FRESH
 
 
-def ask_ahead(domain: libvirt.virDomain, executor: Executor) -> Ahead:
+def ask_ahead(domain: libvirt.virDomain, files: DefinitionFiles, executor: Executor) -> Ahead:
     """Put the questions now, so that the answers are there when the work begins."""
-    return Ahead(executor.submit(read, domain), executor.submit(has_managed_save, domain), time.monotonic())
+
+    def definition() -> tuple[bytes, Optional[int]]:
+        number = files.now()
+        return read(domain), number
+
+    return Ahead(executor.submit(definition), executor.submit(has_managed_save, domain), time.monotonic())
 
 
 def has_managed_save(domain: libvirt.virDomain) -> bool:
@@ -140,80 +153,132 @@ def managed_save_hint(name: str) -> str:
     return f"start it and shut it down, or: virsh managedsave-remove {name}"
 
 
-def read(domain: libvirt.virDomain) -> bytes:
-    """The inactive definition, passwords included."""
-    xml: str = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    return xml.encode()
+class Definitions(NamedTuple):
+    """What is known of definitions apart from libvirt's answers."""
+
+    files: DefinitionFiles
+    stale: Stale
+
+    @classmethod
+    def of(cls, files: DefinitionFiles) -> Definitions:
+        """With nothing put back yet."""
+        return cls(files, Stale(files))
 
 
-def place(domain: libvirt.virDomain, job: Job, pools: Pools, ahead: Optional[Ahead] = None) -> Change:
+def place(domain: libvirt.virDomain, job: Job, pools: Pools, known: Definitions, ahead: Optional[Ahead] = None) -> Change:
     """Place the inactive definition; only what changed is defined. Raises libvirtError, and LibvirtError if it keeps changing."""
-    for _ in range(TRIES):
-        change = _attempt(domain, job, pools, ahead if ahead is not None and ahead.fresh else None)
-        if change is not None:
-            return change
-        ahead = None
+    with known.files.follow(domain.UUIDString(), domain.name()) as followed:
+        for pause in PAUSES:
+            change = _attempt(domain, job, pools, known.stale, followed, ahead if ahead is not None and ahead.fresh else None)
+            if change is not None:
+                return change
+            ahead = None
+            time.sleep(pause)
     raise LibvirtError(Reason.CONTENDED.sentence, subject=domain.name(), hint=LATER)
 
 
-def _attempt(domain: libvirt.virDomain, job: Job, pools: Pools, ahead: Optional[Ahead]) -> Optional[Change]:
+def _attempt(
+    domain: libvirt.virDomain, job: Job, pools: Pools, stale: Stale, followed: Followed, ahead: Optional[Ahead]
+) -> Optional[Change]:
     """Place the definition as it is at the moment; None if somebody else changed it meanwhile."""
     name: str = domain.name()
-    before = ahead.definition.result() if ahead else read(domain)
-    owner: Optional[Policy] = None
-    ran_with = job.request.ran_with
-    job.give_way()
-    if mentions_us(before):
-        known = parse(before)
-        owner = known.policy
-        if strangers(known) - ran_with:
-            ran_with = ran_with | _running_strangers(domain)
-        job.give_way()
-    request = replace(job.request, pools=pools.resolve(domain.connect(), before), ran_with=ran_with)
-    result = engine.place(before, request)
+    found = ahead.definition.result() if ahead else _read_numbered(domain, followed)
+    if not _holds(followed, found[1]):
+        found = _read_numbered(domain, followed)
+        if not _holds(followed, found[1]):
+            return None
+    before, number = found
+    plan = result, owner = _plan(domain, job, pools, before)
+
+    def again(xml: bytes) -> bytes:
+        nonlocal result, owner
+        result, owner = _plan(domain, job, pools, xml)
+        if not job.allows(owner):
+            result = as_it_is(parse(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
+        return result.xml
+
+    def make(new: bytes) -> Optional[Change]:
+        done = put(domain, followed, number, before, new, again, stale, lacking=meant is not None)
+        if done is None:
+            return None
+        final = replace(result, reason=Reason.RUNNING, message=Reason.RUNNING.sentence) if done.running else result
+        return Change(True, before, read(domain), final, owner, name, done.defines, done.number)
+
+    lately = None if job.dry_run else stale.seen(followed.uuid, number)
+    meant = mended(name, *lately, again) if lately is not None else None
+    if meant is not None:
+        log.info("somebody defined what was read while a change was overwritten; both are kept", domain=name)
+        return make(again(meant))
+    result, owner = plan
 
     def left_alone(reason: Reason, hint: Optional[str] = None) -> Change:
-        return Change(False, before, before, as_it_is(parse(before), before, result, reason, hint), owner, name)
+        return Change(False, before, before, as_it_is(parse(before), before, result, reason, hint), owner, name, 0, number)
 
     if not job.dry_run and not job.allows(owner):
         return left_alone(Reason.NOT_ENABLED, f"pcinuma enable {name}")
     for warning in result.warnings:
         log.warning(warning, domain=name)
     if result.xml == before:
-        return Change(False, before, before, result, owner, name)
+        return Change(False, before, before, result, owner, name, 0, number)
     if domain.ID() != -1 and not domain.isPersistent():  # one that was not running is persistent, and the call would cost the race
         standing = replace(with_standing(parse(before), before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
-        return Change(False, before, before, standing, owner, name)
+        return Change(False, before, before, standing, owner, name, 0, number)
     if ahead.saved.result() if ahead and domain.ID() == -1 else has_managed_save(domain):
         return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
     if job.dry_run:
         return Change(True, before, result.xml, result, owner, name)
     if not job.may_define(lambda: addresses(before)):
         return left_alone(Reason.CONTENDED)
-    defined = _define(domain, before, result.xml)
-    if defined is None:
-        return None
-    if defined.running:
-        result = replace(result, reason=Reason.RUNNING, message=Reason.RUNNING.sentence)
-    return Change(True, before, defined.xml, result, owner, name)
+
+    return make(result.xml)
 
 
-def revert(domain: libvirt.virDomain, *, dry_run: bool) -> Change:
+def _read_numbered(domain: libvirt.virDomain, followed: Followed) -> tuple[bytes, Optional[int]]:
+    number = followed.now()
+    return read(domain), number
+
+
+def _holds(followed: Followed, number: Optional[int]) -> bool:
+    """Whether what was read after write ``number`` is that version and no later one."""
+    now = followed.now()
+    return now is None if number is None else now is not None and followed.last() <= number
+
+
+def _plan(domain: libvirt.virDomain, job: Job, pools: Pools, xml: bytes) -> tuple[Result, Optional[Policy]]:
+    """What is to become of a definition, and the policy in its metadata."""
+    owner: Optional[Policy] = None
+    ran_with = job.request.ran_with
+    job.give_way()
+    if mentions_us(xml):
+        known = parse(xml)
+        owner = known.policy
+        if strangers(known) - ran_with:
+            ran_with = ran_with | _running_strangers(domain)
+        job.give_way()
+    request = replace(job.request, pools=pools.resolve(domain.connect(), xml), ran_with=ran_with)
+    return engine.place(xml, request), owner
+
+
+def revert(domain: libvirt.virDomain, definitions: Definitions, *, dry_run: bool) -> Change:
     """Take the placement out of the inactive definition. Raises libvirtError, and LibvirtError where that may not be done."""
     name: str = domain.name()
-    for _ in range(TRIES):
-        before = read(domain)
-        known = parse(before)
-        result = engine.revert(before)
-        if result.xml == before or not domain.isPersistent():
-            return Change(False, before, before, result, known.policy, name)
-        if domain.hasManagedSaveImage(0):
-            raise LibvirtError(Reason.MANAGED_SAVE.sentence, subject=name, hint=managed_save_hint(name))
-        if dry_run:
-            return Change(True, before, result.xml, result, known.policy, name)
-        defined = _define(domain, before, result.xml)
-        if defined is not None:
-            return Change(True, before, defined.xml, result, known.policy, name)
+    with definitions.files.follow(domain.UUIDString(), name) as followed:
+        for pause in PAUSES:
+            before, number = _read_numbered(domain, followed)
+            if not _holds(followed, number):
+                continue
+            known = parse(before)
+            result = engine.revert(before)
+            if result.xml == before or not domain.isPersistent():
+                return Change(False, before, before, result, known.policy, name)
+            if domain.hasManagedSaveImage(0):
+                raise LibvirtError(Reason.MANAGED_SAVE.sentence, subject=name, hint=managed_save_hint(name))
+            if dry_run:
+                return Change(True, before, result.xml, result, known.policy, name)
+            done = put(domain, followed, number, before, result.xml, lambda xml: engine.revert(xml).xml, definitions.stale)
+            if done is not None:
+                return Change(True, before, read(domain), result, known.policy, name, done.defines, done.number)
+            time.sleep(pause)
     raise LibvirtError(Reason.CONTENDED.sentence, subject=name, hint=LATER)
 
 
@@ -222,27 +287,14 @@ def addresses(definition: bytes) -> Addresses:
     return {device.source: str(device.address) if device.address else None for device in parse(definition).devices}
 
 
-def undefine(domain: libvirt.virDomain, defined: bytes) -> bool:
-    """Undefine the domain if its definition is still ``defined``; return whether it was. What else it left behind stays."""
-    if read(domain) != defined:
+def undefine(domain: libvirt.virDomain, ours: Change, files: DefinitionFiles) -> bool:
+    """Undefine the domain if its definition is still ours; return whether it was. What else it left behind stays."""
+    if read(domain) != ours.after:
+        return False
+    if ours.number is not None and (files.now() is None or files.last(domain.UUIDString()) != ours.number):
         return False
     domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
     return True
-
-
-class _Defined(NamedTuple):
-    """``xml``: what libvirt made of a definition; ``running``: whether the guest ran at that moment."""
-
-    xml: bytes
-    running: bool
-
-
-def _define(domain: libvirt.virDomain, before: bytes, new: bytes) -> Optional[_Defined]:
-    """Replace the definition ``before`` by ``new``; None if ``before`` is there no more."""
-    if read(domain) != before:
-        return None
-    defined = domain.connect().defineXMLFlags(new.decode(), 0)
-    return _Defined(read(domain), defined.ID() != -1)
 
 
 def _running_strangers(domain: libvirt.virDomain) -> frozenset[PciAddress]:

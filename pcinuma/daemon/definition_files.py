@@ -1,79 +1,253 @@
-"""Changes of definitions that libvirt tells nobody about.
+"""Every version of every definition, as libvirt writes it.
 
-``virsh attach-device --config``, ``virsh vcpupin --config``, ``virsh metadata --config`` and the calls behind them change a
-definition without a DEFINED event (libvirt 9.0; measured). But libvirt writes every definition to
-``/etc/libvirt/qemu/NAME.xml`` (``virDomainDefSave`` in ``src/conf/domain_conf.c``), and the kernel tells who writes there. Only
-the name of the file is used; what is in it is asked of libvirt.
+libvirt writes each definition to ``/etc/libvirt/qemu/NAME.xml`` (``virDomainDefSave`` in ``src/conf/domain_conf.c``) while it holds the
+domain's lock and before it answers whoever changed it, and the kernel tells of each file (:mod:`~pcinuma.daemon.file_watch`). Two things
+follow that libvirt itself does not offer:
 
-Without that folder (libvirt on another machine, or not installed yet) there is nothing to watch, and such a change is found at
-the next look.
+* Changes that it sends no event for (``virsh attach-device --config``, ``vcpupin --config``, ``metadata --config``; libvirt 9.0 to 12)
+  are heard of.
+* What lay between the definition that we read and the one that we made is known (:meth:`DefinitionFiles.follow`), so that nothing is
+  lost that somebody changed in those milliseconds.
+
+Writes are numbered in the order in which libvirt made them. A call of :meth:`DefinitionFiles.now` that comes after libvirt's answer
+to something counts every write before that answer. The text of a version is what ``XMLDesc`` with INACTIVE and SECURE says at that
+moment, passwords included (measured), but for the warning on top; it is kept only of domains that are followed.
+
+Without that folder (libvirt on another machine, or not installed yet) there is nothing to watch.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
-import struct
+import select
+import threading
+from collections import OrderedDict
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Optional
+from typing import Callable, Iterator, NamedTuple, Optional
 
+from pcinuma.daemon.file_watch import Watch, Written, open_watch
 from pcinuma.daemon.log import log
 
 FOLDER = Path("/etc/libvirt/qemu")
-_IN_CLOSE_WRITE, _IN_MOVED_TO, _IN_Q_OVERFLOW, _IN_IGNORED = 0x8, 0x80, 0x4000, 0x8000
-_EVENT = struct.Struct("iIII")
+REMEMBERED = 8192
+"""Domains of which is known when they were last written; of the others, that they were not since."""
 _SUFFIX = ".xml"
+_UUID = 36
+
+
+class Version(NamedTuple):
+    """A definition that libvirt wrote: the number of the write, and its text, None if it was missed."""
+
+    number: int
+    text: Optional[bytes]
+
+
+class Followed:
+    """What libvirt writes of one domain, from when it was followed."""
+
+    def __init__(self, files: DefinitionFiles, uuid: str, name: str) -> None:
+        self.uuid = uuid
+        self.name = name
+        self._files = files
+        self._versions: list[tuple[Version, Optional[tuple[int, int, int]]]] = []
+
+    def now(self) -> Optional[int]:
+        """:meth:`DefinitionFiles.now`."""
+        return self._files.now()
+
+    def last(self) -> int:
+        """The number of the domain's last write, as of the last :meth:`now`."""
+        return self._files.last(self.uuid)
+
+    def there(self) -> bool:
+        """Whether libvirt has a definition of that name at this moment. It removes the file with the definition."""
+        return (self._files.folder / f"{self.name}{_SUFFIX}").exists()
+
+    def since(self, number: int) -> list[Version]:
+        """The versions after that write, as of the last :meth:`now`."""
+        with self._files.lock:
+            return [version for version, _ in self._versions if version.number > number]
+
+    def copied(self) -> Followed:
+        """(:class:`DefinitionFiles`)"""
+        copy = Followed(self._files, self.uuid, self.name)
+        copy._versions = list(self._versions)
+        return copy
+
+    def unseen(self) -> None:
+        """:meth:`DefinitionFiles.unseen`."""
+        self._files.unseen()
+
+    def add(self, version: Version, identity: Optional[tuple[int, int, int]]) -> None:
+        """(:class:`DefinitionFiles`) A version was written."""
+        if identity is not None and self._versions and self._versions[-1][1] == identity:
+            self._versions[-1] = (self._versions[-1][0]._replace(text=None), None)  # what was read as that one was this one already
+        self._versions.append((version, identity))
 
 
 class DefinitionFiles:
-    """Calls ``changed`` with a domain's name when its definition was written, and with None when it may have been anybody's."""
+    """Calls ``changed`` in the event loop with a domain's UUID when its definition was written, and with None when it may have been
+    anybody's. Every method but :meth:`watch` may be called in any thread."""
 
     def __init__(self, changed: Callable[[Optional[str]], None], folder: Path = FOLDER) -> None:
+        self.folder = folder
+        self.lock = threading.RLock()
         self._changed = changed
-        self._folder = folder
-        self._descriptor: Optional[int] = None
-        self.watching = False
+        self._watch: Optional[Watch] = None
+        self._watched: Optional[tuple[int, int]] = None  # which folder
+        self._loop: Optional[asyncio.AbstractEventLoop] = None
+        self._thread: Optional[int] = None  # the loop's
+        self._reading = False
+        self._blind = False
+        self._number = 0
+        self._last: OrderedDict[str, int] = OrderedDict()
+        self._forgotten = 0
+        self._followed: dict[str, list[Followed]] = {}
+        try:
+            self._watch = open_watch()  # at once: the privilege that the better way takes is given up soon
+        except OSError as error:
+            log.warning("definitions cannot be watched", error=error.strerror)
+
+    @property
+    def kind(self) -> Optional[str]:
+        """How definitions are watched: ``fanotify``, ``inotify`` or, not at all, None."""
+        return self._watch.kind if self._watch is not None and self._watched is not None and not self._blind else None
 
     def watch(self) -> None:
-        """Watch from now on. Called again and again, since the folder may come later; costs nothing once it is watched."""
-        if self.watching:
+        """Watch from now on. Called again and again, since the folder may come later, or another in its place."""
+        if self._watch is None:
             return
         try:
-            import ctypes  # not at the top: where memory may not become executable, some versions cannot even be imported
-
-            libc = ctypes.CDLL(None, use_errno=True)
-        except (ImportError, MemoryError, OSError) as error:
-            log.warning("definitions cannot be watched", error=str(error) or type(error).__name__)
-            self.watching = True  # asking again would not help
+            status = self.folder.stat()
+        except OSError:
+            self._watched = None
             return
-        if self._descriptor is None:
-            descriptor = libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC)
-            if descriptor < 0:
-                log.warning("definitions cannot be watched", error=os.strerror(ctypes.get_errno()))
-                return
-            self._descriptor = descriptor
-            asyncio.get_running_loop().add_reader(descriptor, self._read)
-        watch = libc.inotify_add_watch(self._descriptor, os.fsencode(self._folder), _IN_CLOSE_WRITE | _IN_MOVED_TO)
-        self.watching = watch >= 0
-        log.debug("definitions are watched" if self.watching else "no definitions to watch", folder=str(self._folder))
+        if self._watched == (status.st_dev, status.st_ino) or not self._watch.mark(self.folder):
+            return
+        with self.lock:
+            self._number += 1
+            self._last.clear()
+            self._forgotten = self._number  # what was written before nobody has seen
+        self._watched = status.st_dev, status.st_ino
+        self._blind = False
+        loop = _running_loop()
+        (log.info if loop else log.debug)("definitions are watched", folder=str(self.folder), by=self._watch.kind)
+        if self._reading:
+            return
+        self._reading = True
+        if loop is not None:
+            self._loop, self._thread = loop, threading.get_ident()
+        if not self._watch.lossless:
+            threading.Thread(target=self._read_at_once, name="definition-files", daemon=True).start()
+        elif loop is not None:
+            loop.add_reader(self._watch.fileno(), self.now)
 
-    def _read(self) -> None:
-        assert self._descriptor is not None
+    def forget(self) -> None:
+        """The connection is gone; the next libvirt may be another one."""
+        self._watched, self._blind = None, False
+
+    def _read_at_once(self) -> None:
+        assert self._watch is not None
+        poll = select.poll()
+        poll.register(self._watch.fileno(), select.POLLIN)
+        while True:
+            poll.poll()
+            self.now()
+
+    def now(self) -> Optional[int]:
+        """The number of the last write of all; None if definitions are not watched."""
+        if self.kind is None:
+            return None
+        assert self._watch is not None
+        with self.lock:
+            for written in self._watch.read():
+                self._heard(written)
+            return self._number
+
+    def _heard(self, written: Written) -> None:
+        name = written.name
+        if name is not None and not name.endswith(_SUFFIX):
+            return
+        name = name[: -len(_SUFFIX)] if name is not None else None
+        text, uuid = _definition(written.text)
+        if text is None and written.text is not None and self._watch is not None and self._watch.lossless:
+            return  # no definition of libvirt's
+        self._number += 1
+        if uuid is not None:
+            self._last[uuid] = self._number
+            self._last.move_to_end(uuid)
+            if len(self._last) > REMEMBERED:
+                self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
+            concerned = self._followed.get(uuid, [])
+        else:
+            concerned = [followed for every in self._followed.values() for followed in every if name in (None, followed.name)]
+            for followed in concerned:
+                self._last[followed.uuid] = self._number
+        for followed in concerned:
+            followed.add(Version(self._number, text), written.identity)
+        if threading.get_ident() == self._thread:
+            self._changed(uuid)
+        elif self._loop is not None:
+            try:
+                self._loop.call_soon_threadsafe(self._changed, uuid)
+            except RuntimeError:
+                pass  # the loop has ended, and the daemon with it
+
+    def last(self, uuid: str) -> int:
+        """The number of the last write of a domain, or of one that was certainly not before that; as of the last :meth:`now`."""
+        with self.lock:
+            return self._last.get(uuid, self._forgotten)
+
+    @contextmanager
+    def follow(self, uuid: str, name: str) -> Iterator[Followed]:
+        """Keep the versions of a domain from now on."""
+        followed = Followed(self, uuid, name)
+        self.now()  # what was written before belongs to nobody
+        with self.lock:
+            self._followed.setdefault(uuid, []).append(followed)
         try:
-            data = os.read(self._descriptor, 65536)
-        except BlockingIOError:
-            return
-        names: dict[Optional[str], None] = {}
-        position = 0
-        while position < len(data):
-            _, mask, _, size = _EVENT.unpack_from(data, position)
-            name = os.fsdecode(data[position + _EVENT.size : position + _EVENT.size + size].rstrip(b"\0"))
-            position += _EVENT.size + size
-            if mask & _IN_IGNORED:
-                self.watching = False  # the folder is gone
-            elif mask & _IN_Q_OVERFLOW:
-                names[None] = None
-            elif name.endswith(_SUFFIX):
-                names[name[: -len(_SUFFIX)]] = None
-        for changed in names:
-            self._changed(changed)
+            yield followed
+        finally:
+            self.release(followed)
+
+    def keep(self, followed: Followed) -> Followed:
+        """Another one of the same, as of now, until it is released."""
+        with self.lock:
+            copy = followed.copied()
+            self._followed.setdefault(copy.uuid, []).append(copy)
+            return copy
+
+    def release(self, followed: Followed) -> None:
+        """Keep no versions for this one any more."""
+        with self.lock:
+            others = [other for other in self._followed.pop(followed.uuid, []) if other is not followed]
+            if others:
+                self._followed[followed.uuid] = others
+
+    def unseen(self) -> None:
+        """libvirt made a definition and nothing was written here: this is not the folder of that libvirt."""
+        if not self._blind:
+            log.warning("libvirt writes its definitions somewhere else", folder=str(self.folder))
+        self._blind = True
+
+
+def _running_loop() -> Optional[asyncio.AbstractEventLoop]:
+    """None in a command, which has none."""
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
+
+
+def _definition(text: Optional[bytes]) -> tuple[Optional[bytes], Optional[str]]:
+    """The definition in a file of libvirt's and its UUID; None if it is none, or not whole."""
+    if text is None or not text.rstrip().endswith(b"</domain>"):
+        return None, None
+    if text.lstrip().startswith(b"<!--"):  # the warning, which holds the name
+        text = text.partition(b"-->")[2]
+    definition = text.lstrip()
+    found = definition.find(b"<uuid>")
+    if found < 0 or not definition.startswith(b"<domain"):
+        return None, None
+    return definition, definition[found + 6 : found + 6 + _UUID].decode("ascii", "replace")

@@ -71,12 +71,15 @@ method AttachAddress(domain_uuid: string, device_xml: string) -> (device_xml: st
 
 # pending: looks at domains that are due or under way; 0 once the daemon has dealt with every change so far.
 # problems: what is wrong with the daemon itself, each a sentence that says what to do.
+# definitions: how libvirt's writing of definitions is watched: "fanotify" (no change is ever missed), "inotify" (one that comes within
+# milliseconds of a definition of ours might be), null (not at all: such a change may be lost).
 method Status() -> (
   version: string,
   libvirt: Libvirt,
   started: string,
   pending: int,
   problems: []string,
+  definitions: ?string,
   domains: []Domain
 )
 

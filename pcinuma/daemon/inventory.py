@@ -10,6 +10,7 @@ from typing import Optional
 
 import libvirt
 
+from pcinuma.daemon.bursts import Burst
 from pcinuma.daemon.contention import Contention
 from pcinuma.daemon.definition import Ahead
 from pcinuma.settings import Policy
@@ -21,19 +22,24 @@ NOT_SETTLED = b"", -math.inf
 class Known:
     """One domain.
 
-    ``state``: as ``virsh domstate`` says it. ``starting``: set while its start is under way, by the hook's word. ``owner``: the
-    policy in its own metadata. ``absent``: whether it waits for a device. ``defined``: when libvirt last said that it was.
-    ``ahead``: what libvirt was asked at that moment. ``echoes``: definitions of our own that libvirt has yet to tell of.
-    ``settled``: the definition that the last look found right (:func:`fingerprint`), and when that was.
+    ``state``: as ``virsh domstate`` says it. ``owner``: the policy in its own metadata. ``absent``: whether it waits for a device.
+    ``changed``: somebody changed its definition since the last look. ``looked_at``: the number of libvirt's write that the last look
+    was at (:mod:`~pcinuma.daemon.definition_files`); ``noted``: the one that a look is due for. ``burst``: his latest changes;
+    ``calm``: set while their end is waited for. ``ahead``: what libvirt was asked when it last said that the domain was defined.
+    ``echoes``: definitions of our own that libvirt has yet to tell of. ``settled``: the definition that the last look found right
+    (:func:`fingerprint`), and when that was.
     """
 
     domain: libvirt.virDomain
     state: Optional[str] = None
     contention: Contention = field(default_factory=Contention)
-    starting: Optional[asyncio.TimerHandle] = None
     owner: Optional[Policy] = None
     absent: bool = False
-    defined: float = 0.0
+    changed: bool = False
+    looked_at: int = 0
+    noted: int = 0
+    burst: Burst = field(default_factory=Burst)
+    calm: Optional[asyncio.TimerHandle] = None
     ahead: Optional[Ahead] = None
     echoes: int = 0
     settled: tuple[bytes, float] = NOT_SETTLED

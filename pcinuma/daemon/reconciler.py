@@ -10,8 +10,8 @@ meanwhile (:meth:`Reconciler.check`).
 
 A start in the same breath as the define (:meth:`Reconciler.prepare`, for the proxy) joins the look that the define has caused.
 
-While a domain starts, libvirt holds it locked and every call about it would block a thread. The hook tells when a start begins;
-looks at that domain wait until libvirt says that it runs, or for a while if it never does.
+While a domain starts, libvirt holds it locked and every call about it would block a thread: looks at it wait until that is over
+(:mod:`~pcinuma.daemon.starts`). Who changes one thing after the other is let finish (:mod:`~pcinuma.daemon.bursts`).
 
 A definition that arrives just when somebody undefines the domain would bring it back; :mod:`~pcinuma.daemon.resurrection` sees
 to that.
@@ -30,18 +30,20 @@ from weakref import WeakValueDictionary
 
 import libvirt
 
-from pcinuma.daemon import definition
+from pcinuma.daemon import definition, starts
 from pcinuma.daemon.agenda import NOW, SOMETIME, Agenda
 from pcinuma.daemon.contention import Addresses, Contention
 from pcinuma.daemon.decisions import Decisions
-from pcinuma.daemon.definition import Ahead, Change, Job
+from pcinuma.daemon.definition import Ahead, Change, Definitions, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.inventory import NOT_SETTLED, STATE_AFTER, Known, fingerprint, list_domains
 from pcinuma.daemon.link import DomainEvent
 from pcinuma.daemon.log import log
+from pcinuma.daemon.overwritten import read
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.resurrection import Resurrections
+from pcinuma.daemon.starts import Starts
 from pcinuma.daemon.state import State, StateFile
 from pcinuma.engine import Request
 from pcinuma.errors import PcinumaError
@@ -57,8 +59,6 @@ LATER = 1.0
 """Seconds until a domain is looked at where most likely nothing is to be done: who defines and starts in one go is through by then."""
 SETTLED = 10.0
 """Seconds for which a definition that a look found right counts as that."""
-START_TAKES = 15.0
-REFUSAL_TAKES = 1.0
 _WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
 
 T = TypeVar("T")
@@ -85,6 +85,7 @@ class Reconciler:
         self._pools = pools
         self._executor = executor
         self._agenda = Agenda(self._may_look)
+        self._starts = Starts(self._start_is_over, self._is_active)
         self._flights: dict[str, asyncio.Future[Optional[Landing]]] = {}  # looks that the reconciler has under way
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._heard: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
@@ -93,8 +94,14 @@ class Reconciler:
         self._resurrections = Resurrections()
         self._files = DefinitionFiles(self._definition_written)
         self._written = 0  # definitions that libvirt wrote and may yet send an event for
+        self._definitions = Definitions.of(self._files)
         self._sweep: set[str] = set()  # what is still to be looked at of the last sweep
         self._sweep_size, self._sweep_began = 0, 0.0
+
+    @property
+    def definitions_watched(self) -> Optional[str]:
+        """How libvirt's writing of definitions is watched."""
+        return self._files.kind
 
     # What libvirt tells (link.Owner).
 
@@ -114,10 +121,9 @@ class Reconciler:
         """The connection is gone, and with it what it knew."""
         self._agenda.clear()
         self._sweep.clear()
-        for known in self.known.values():
-            if known.starting is not None:
-                known.starting.cancel()
+        self._starts.clear()
         self.known = {}
+        self._files.forget()
         self._pools.forget()
 
     def domain_event(self, event: DomainEvent) -> None:
@@ -135,24 +141,25 @@ class Reconciler:
         known.domain = event.domain
         known.state = STATE_AFTER.get(event.event, known.state)
         if event.event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
-            known.defined = time.monotonic()
             known.ahead = event.ahead
             self._files.watch()
+            self._starts.lock_was_free(uuid)
             if uuid in self._heard:
                 self._heard[uuid] += 1  # whose it is will be seen
             elif known.echoes:
                 known.echoes -= 1
                 self.check_later(uuid)
             else:
-                self.want(uuid)
+                known.changed = True
+                self._want_when_calm(uuid, known)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
-            self._started(uuid)
+            self._starts.is_over(uuid)
             if self._decided(uuid, Reason.RUNNING):
                 self.want(uuid)  # not any more
             else:
                 self.check_later(uuid)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STARTED:
-            self._started(uuid)
+            self._starts.is_over(uuid)
             if self._decided(uuid, Reason.MANAGED_SAVE):
                 self.want(uuid)  # the saved state is used up
 
@@ -163,19 +170,42 @@ class Reconciler:
     def defined(self, domain: libvirt.virDomain) -> Optional[Ahead]:
         """A definition has just arrived (called in libvirt's thread): if nothing else is to be done, the questions about it are asked at
         once. A crowd gains nothing by that."""
-        return None if self._heard or not self._agenda.idle else definition.ask_ahead(domain, self._executor)
+        return None if self._heard or not self._agenda.idle else definition.ask_ahead(domain, self._files, self._executor)
 
-    def _definition_written(self, name: Optional[str]) -> None:
+    def _definition_written(self, uuid: Optional[str]) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
-        began = time.monotonic()
         self._written += 1
-        asyncio.get_running_loop().call_later(EVENT_TAKES, self._look_without_event, name, began)
+        asyncio.get_running_loop().call_later(EVENT_TAKES, self._look_without_event, uuid)
 
-    def _look_without_event(self, name: Optional[str], written: float) -> None:
+    def _look_without_event(self, uuid: Optional[str]) -> None:
         self._written -= 1
-        for uuid, known in self.known.items():
-            if name in (None, known.domain.name()) and known.defined < written:
-                self.check(uuid)
+        for each in [uuid] if uuid is not None else list(self.known):
+            known = self.known.get(each)
+            if known is None or self._files.last(each) <= max(known.looked_at, known.noted):
+                continue
+            self._starts.lock_was_free(each)
+            if known.calm is not None:
+                self._want_when_calm(each, known)
+            else:
+                self.check(each)
+
+    def _want_when_calm(self, uuid: str, known: Known) -> None:
+        """Look at a domain that somebody changed, when he is done."""
+        if known.calm is not None:
+            known.calm.cancel()
+            known.calm = None
+        known.noted = self._files.last(uuid)
+        delay = known.burst.delay(time.monotonic())
+        if not delay:
+            self.want(uuid)
+            return
+        known.calm = asyncio.get_running_loop().call_later(delay, self._calm, uuid)
+
+    def _calm(self, uuid: str) -> None:
+        known = self.known.get(uuid)
+        if known is not None:
+            known.calm = None
+            self.want(uuid)
 
     def nodes_changed(self) -> None:
         """Host devices came or went."""
@@ -210,14 +240,15 @@ class Reconciler:
         self._agenda.want(uuid, priority)
 
     def _may_look(self, uuid: str) -> bool:
-        known = self.known.get(uuid)
-        return known is None or known.starting is None
+        return uuid not in self._starts
 
     @property
     def pending(self) -> int:
         """How many looks are due or under way. A change that libvirt has made counts from the moment in which its call returns, since its
         file is written by then. The look that comes later for safety's sake (:meth:`check_later`) does not count."""
-        return self._agenda.size + len(self._checks) + self._written + (self._host_changed is not None)
+        self._files.now()
+        calming = sum(known.calm is not None for known in self.known.values())
+        return self._agenda.size + len(self._checks) + self._written + calming + (self._host_changed is not None)
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""
@@ -228,7 +259,7 @@ class Reconciler:
         known = self.known.get(uuid)
         if known is None or uuid in self._agenda or uuid in self._checks:
             return
-        if known.starting is not None or time.monotonic() - known.settled[1] > SETTLED:
+        if uuid in self._starts or time.monotonic() - known.settled[1] > SETTLED:
             self.want(uuid, SOMETIME)
             return
         task = self._checks[uuid] = asyncio.get_running_loop().create_task(self._check(uuid, known))
@@ -236,11 +267,12 @@ class Reconciler:
 
     async def _check(self, uuid: str, known: Known) -> None:
         try:
-            same = fingerprint(await self._in_thread(definition.read, known.domain)) == known.settled[0]
+            same = fingerprint(await self._in_thread(read, known.domain)) == known.settled[0]
         except libvirt.libvirtError:
             same = False  # a look knows what to do about it
         if not same and self.known.get(uuid) is known:
-            self.want(uuid)
+            known.changed = True
+            self._want_when_calm(uuid, known)
 
     async def run(self) -> None:
         """Look at what is wanted, until cancelled."""
@@ -360,11 +392,11 @@ class Reconciler:
             )
             began = time.monotonic()
             with self._listening(uuid) as defined, self._resurrections.watching(uuid) as check_later:
-                change = await self._in_thread(definition.place, domain, job, self._pools, ahead)
-                landed(Landing(change, change.changed and self._heard[uuid] == 1))
+                change = await self._in_thread(definition.place, domain, job, self._pools, self._definitions, ahead)
+                landed(Landing(change, change.defines == 1 and self._heard[uuid] == 1))
                 if change.changed and not dry_run:
-                    defined()
-                    check_later(lambda: self._undefine(domain, uuid, change.after))
+                    defined(change.defines)
+                    check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
             if not dry_run:
                 asyncio.get_running_loop().call_soon(self._record, uuid, change, by, began)  # after whoever waited goes on
             return change
@@ -378,7 +410,7 @@ class Reconciler:
         flight = self._flights.get(uuid)
         if flight is not None:
             landing = await flight
-            if landing is not None and (landing.newest or await self._in_thread(definition.read, domain) == landing.change.after):
+            if landing is not None and (landing.newest or await self._in_thread(read, domain) == landing.change.after):
                 return landing.change
         self._agenda.drop(uuid)  # this look is that look
         try:
@@ -388,27 +420,27 @@ class Reconciler:
             raise
 
     @contextmanager
-    def _listening(self, uuid: str) -> Iterator[Callable[[], None]]:
-        """While a domain is being placed: which of the definitions that libvirt tells of is our own. Call what this gives if there is one.
+    def _listening(self, uuid: str) -> Iterator[Callable[[int], None]]:
+        """While a domain is being placed: which of the definitions that libvirt tells of are our own. Call what this gives with their
+        number.
 
         Events do not say who caused them, but each definition causes one; the domain is looked at as soon as there is one more.
         """
         self._heard[uuid] = 0
         ours = 0
 
-        def defined() -> None:
+        def defined(number: int) -> None:
             nonlocal ours
-            ours = 1
+            ours = number
 
         try:
             yield defined
         finally:
             heard, known = self._heard.pop(uuid), self.known.get(uuid)
             if ours and known is not None:
-                if heard:
+                known.echoes += max(0, ours - heard)
+                if heard >= ours:
                     self.check_later(uuid)
-                else:
-                    known.echoes += 1
             if heard > ours and known is not None:
                 self.want(uuid)
 
@@ -418,20 +450,22 @@ class Reconciler:
         async with self.alone(uuid):
             began = time.monotonic()
             with self._resurrections.watching(uuid) as check_later:
-                change = await self._in_thread(lambda: definition.revert(domain, dry_run=dry_run))
+                change = await self._in_thread(lambda: definition.revert(domain, self._definitions, dry_run=dry_run))
                 if change.changed and not dry_run:
-                    check_later(lambda: self._undefine(domain, uuid, change.after))
+                    check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
                     log.info("reverted", domain=change.name, by=by, duration_ms=round((time.monotonic() - began) * 1000, 1))
             return change
 
-    async def _undefine(self, domain: libvirt.virDomain, uuid: str, defined: bytes) -> bool:
+    async def _undefine(self, domain: libvirt.virDomain, uuid: str, ours: Change) -> bool:
         async with self.alone(uuid):
-            return await self._in_thread(definition.undefine, domain, defined)
+            return await self._in_thread(definition.undefine, domain, ours, self._files)
 
     def _record(self, uuid: str, change: Change, by: str, began: float) -> None:
         known = self.known.get(uuid)
         if known is not None:
             known.owner = change.owner
+            known.looked_at = max(known.looked_at, change.number or 0)
+            known.changed = self._files.last(uuid) > known.looked_at if change.number is not None else False
             # What libvirt made of a definition of ours may hold somebody's change of the moment after.
             known.settled = NOT_SETTLED if change.changed else (fingerprint(change.after), time.monotonic())
             known.absent = any(device.reason in _WAITING for device in change.result.devices)
@@ -440,26 +474,35 @@ class Reconciler:
 
     def start_begins(self, uuid: str, *, refused: bool, look_again: bool) -> None:
         """The hook tells that a domain is about to start: leave it alone until it runs."""
-        patience = REFUSAL_TAKES if refused else START_TAKES
-        loop = asyncio.get_running_loop()
         known = self.known.get(uuid)
         if known is None:  # a transient domain; if its start fails, no event will say so
-            loop.call_later(patience, self._forget_unless_known, uuid)
+            patience = starts.REFUSAL_TAKES if refused else starts.TAKES
+            asyncio.get_running_loop().call_later(patience, self._forget_unless_known, uuid)
             return
-        if known.starting is not None:
-            known.starting.cancel()
-        known.starting = loop.call_later(patience, self._started, uuid)
+        self._starts.begins(uuid, refused=refused)
         if look_again:
             self.want(uuid)
 
-    def _started(self, uuid: str) -> None:
-        """The start is over, one way or the other: do what waited for it."""
+    def start_ends(self, uuid: str) -> None:
+        """The hook tells that a domain does not run any more."""
+        self._starts.is_over(uuid)
+
+    def _start_is_over(self, uuid: str) -> None:
+        """Do what waited for it."""
+        if uuid in self._agenda:
+            self.want(uuid)
+
+    async def _is_active(self, uuid: str) -> bool:
         known = self.known.get(uuid)
-        if known is not None and known.starting is not None:
-            known.starting.cancel()
-            known.starting = None
-            if uuid in self._agenda:
-                self.want(uuid)
+        return known is not None and bool(await self._in_thread(known.domain.isActive))
+
+    def unseen_change(self, uuid: str) -> Optional[str]:
+        """What is to be said of a domain whose definition was changed after the last decision about it; None if it was not."""
+        known = self.known.get(uuid)
+        if known is None or not known.changed:
+            return None
+        when = "when its start is over" if uuid in self._starts else "next"
+        return f"its definition has changed since that was decided; it is looked at {when}"
 
     def calm(self, uuid: str) -> None:
         """A person took an interest in the domain: forget that it was contended."""
@@ -472,8 +515,9 @@ class Reconciler:
 
     def _forget(self, uuid: str) -> None:
         known = self.known.pop(uuid, None)
-        if known is not None and known.starting is not None:
-            known.starting.cancel()
+        if known is not None and known.calm is not None:
+            known.calm.cancel()
+        self._starts.forget(uuid)
         self._agenda.drop(uuid)
         self._swept(uuid)
         self.decisions.forget(uuid)

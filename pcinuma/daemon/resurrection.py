@@ -3,7 +3,8 @@
 libvirt has no "define only if it exists". Where somebody undefines a domain in the millisecond between our last read and our
 define, the define brings it back. libvirt's events then tell: the domain was undefined, and the only definition since then,
 ours, *added* it where it should have *updated* it. Such a domain is undefined again, if it is still exactly what was defined
-here; with more events or another XML it is somebody else's, and stays.
+here; with another XML it is somebody else's, and stays. Whether that definition was ours is known where libvirt's writes are; where
+they are not, nothing else may have happened meanwhile.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ EVENTS_TAKE = 0.5
 
 Events = List[Tuple[int, int]]
 """VIR_DOMAIN_EVENT_… and detail, in order."""
+
+Undefine = Callable[[], Awaitable[bool]]
 
 _RESURRECTED = [
     (libvirt.VIR_DOMAIN_EVENT_UNDEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED),
@@ -41,8 +44,9 @@ class Resurrections:
             events.append((event, detail))
 
     @contextmanager
-    def watching(self, uuid: str) -> Iterator[Callable[[Callable[[], Awaitable[bool]]], None]]:
-        """Watch a domain; call what this gives after a definition, with a function that undefines the domain if it is as it was defined.
+    def watching(self, uuid: str) -> Iterator[Callable[[Undefine, bool], None]]:
+        """Watch a domain; call what this gives after a definition, with a function that undefines the domain if it is as it was defined,
+        and whether that function cannot tell whose definition it is.
 
         The check itself happens later, by itself.
         """
@@ -50,10 +54,10 @@ class Resurrections:
         self._watches.setdefault(uuid, []).append(events)
         kept = False
 
-        def check_later(undefine: Callable[[], Awaitable[bool]]) -> None:
+        def check_later(undefine: Undefine, guessing: bool) -> None:
             nonlocal kept
             kept = True
-            task = asyncio.get_running_loop().create_task(self._check(uuid, events, undefine))
+            task = asyncio.get_running_loop().create_task(self._check(uuid, events, undefine, guessing))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
@@ -68,10 +72,10 @@ class Resurrections:
         if watches:
             self._watches[uuid] = watches
 
-    async def _check(self, uuid: str, events: Events, undefine: Callable[[], Awaitable[bool]]) -> None:
+    async def _check(self, uuid: str, events: Events, undefine: Undefine, guessing: bool) -> None:
         try:
             await asyncio.sleep(EVENTS_TAKE)
-            if events == _RESURRECTED and await undefine():
+            if (events if guessing else events[-2:]) == _RESURRECTED and await undefine():
                 log.info("undefined again: somebody undefined the domain while it was being placed", uuid=uuid)
         except libvirt.libvirtError as error:
             log.warning("a domain that was undefined may be back", uuid=uuid, error=error.get_error_message())

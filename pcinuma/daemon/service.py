@@ -33,6 +33,7 @@ from pcinuma.settings import GroupBy, Policy
 
 T = TypeVar("T")
 Reply = Mapping[str, Any]
+_RIGHT: Reply = {"exit": 0, "xml": None, "message": None}
 
 
 class Service:
@@ -73,8 +74,12 @@ class Service:
 
     def hook_urgently(self, parameters: Parameters) -> tuple[Reply, Callable[[], None]]:
         """:meth:`hook` in a thread: the reply, and what is left to do in the event loop."""
-        if (parameters["operation"], parameters["suboperation"]) != ("prepare", "begin"):
-            return {"exit": 0, "xml": None, "message": None}, lambda: None
+        step = parameters["operation"], parameters["suboperation"]
+        if step == ("release", "end"):
+            uuid = glance(parameters["xml"].encode()).uuid
+            return _RIGHT, lambda: self._reconciler.start_ends(uuid) if uuid is not None else None
+        if step != ("prepare", "begin"):
+            return _RIGHT, lambda: None
         began = time.monotonic()
         found = self._judge(parameters["xml"].encode())
         refused = found.refusal is not None
@@ -230,6 +235,7 @@ class Service:
         for uuid in reconciler.known if link.ready else reconciler.state.domains:
             known, record = reconciler.known.get(uuid), reconciler.state.domains.get(uuid)
             decision = record.decision if record else None
+            unseen = reconciler.unseen_change(uuid)
             domains.append(
                 {
                     "name": record.name if record else known.domain.name() if known else uuid,
@@ -238,8 +244,8 @@ class Service:
                     "policy": decision.policy if decision else None,
                     "enabled": reconciler.is_enabled(uuid),
                     "outcome": decision.outcome if decision else None,
-                    "reason": decision.reason if decision else None,
-                    "message": decision.message if decision else None,
+                    "reason": decision.reason if decision and unseen is None else None,
+                    "message": unseen or (decision.message if decision else None),
                     "devices": decision.devices if decision else 0,
                     "placed": decision.placed if decision else 0,
                     "when": decision.when if decision else None,
@@ -258,6 +264,7 @@ class Service:
             "started": self._started,
             "pending": reconciler.pending,
             "problems": self._state_file.problems,
+            "definitions": reconciler.definitions_watched,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }
 

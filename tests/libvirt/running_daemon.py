@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
@@ -20,10 +20,14 @@ SOCKET = "/run/pcinuma/pcinuma.sock"
 
 
 class RunningDaemon:
-    """The daemon inside ``host``, reading ``host.host_tree``. A context manager; :meth:`kill` and :meth:`start` in between are allowed."""
+    """The daemon inside ``host``, reading ``host.host_tree``. A context manager; :meth:`kill` and :meth:`start` in between are allowed.
 
-    def __init__(self, host: PrivateLibvirt) -> None:
+    ``prefix``: a command that runs another one, to start it by.
+    """
+
+    def __init__(self, host: PrivateLibvirt, prefix: Sequence[str] = ()) -> None:
         self.host = host
+        self._prefix = prefix
         self.process: Optional[psutil.Process] = None
         self._log = host.base / "pcinumad.log"
         self._entered: subprocess.Popen[str]
@@ -43,7 +47,7 @@ class RunningDaemon:
         before = {process.pid for process in self._found()}
         self.host.path("/run/pcinuma").mkdir(exist_ok=True)
         with self._log.open("ab") as log:
-            self._entered = entered = self.host.popen([self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
+            self._entered = entered = self.host.popen([*self._prefix, self.host.python, "-m", "pcinuma.daemon"], stdout=log, stderr=log)
         new = until(
             lambda: [p for p in self._found() if p.pid not in before] or entered.poll() is not None, "pcinumad to start"
         )

@@ -52,8 +52,8 @@ def test_a_service_is_hardened(service: Path) -> None:
     assert security.returncode == 0, security.stdout
 
 
-def test_the_daemon_has_no_capability_and_the_proxy_only_those_that_make_it_its_client() -> None:
-    assert settings(CHECKOUT / "systemd/pcinuma.service")["CapabilityBoundingSet"] == [""]
+def test_the_daemon_has_the_capability_that_it_gives_up_and_the_proxy_only_those_that_make_it_its_client() -> None:
+    assert settings(CHECKOUT / "systemd/pcinuma.service")["CapabilityBoundingSet"] == ["CAP_SYS_ADMIN"]
     assert settings(CHECKOUT / "systemd/pcinuma-proxy.service")["CapabilityBoundingSet"] == ["CAP_SETUID CAP_SETGID"]
 
 

@@ -1,0 +1,236 @@
+"""Making a definition without losing what somebody else changed at that moment.
+
+libvirt has no "define if it is still that". Between the last look at a definition and libvirt's lock for ours lie a few milliseconds
+(the call, parsing, validating), and what libvirt accepts from somebody in between is gone with our definition, though he was told that
+it is done. So what was overwritten is put back: libvirt writes every version to a file
+(:mod:`~pcinuma.daemon.definition_files`), and of those between the one that was read and ours the last one is what everybody had
+changed until then. It is placed and defined, together with what was changed on top of ours meanwhile (:mod:`~pcinuma.domain.merge`; from
+which version that was made: :mod:`~pcinuma.daemon.stale`); and since that definition may overwrite something in its turn, this goes on
+until one did not. Each round waits longer for a quiet moment than the one before. Only while the daemon ends or is killed in those
+milliseconds is there nobody to do it.
+
+Where nothing tells what libvirt writes, all that can be done is to compare right before the definition, as well as that goes.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Callable, NamedTuple, Optional, Sequence
+
+import libvirt
+
+from pcinuma.daemon.definition_files import Followed, Version
+from pcinuma.daemon.glance import glance
+from pcinuma.daemon.log import log
+from pcinuma.daemon.stale import Seen, Stale, made_from
+from pcinuma.daemon.standing import parse
+from pcinuma.domain.merge import distance, merge, same
+from pcinuma.errors import UnusableInput
+
+ROUNDS = 50
+FIRST_PAUSE = 0.002
+LONGEST_PAUSE = 0.1
+
+Again = Callable[[bytes], bytes]
+"""What to define of a definition that is another one than was thought."""
+
+
+class Put(NamedTuple):
+    """What was done: the definitions that it took, whether the guest ran at the last one, and the number of that write, where it is
+    known."""
+
+    defines: int
+    running: bool
+    number: Optional[int] = None
+
+
+def put(
+    domain: libvirt.virDomain,
+    followed: Followed,
+    number: Optional[int],
+    before: bytes,
+    new: bytes,
+    again: Again,
+    stale: Stale,
+    lacking: bool = False,
+) -> Optional[Put]:
+    """Replace the definition ``before``, which was there after write ``number``, by ``new``; None if it is there no more. ``lacking``: it
+    lacks somebody's change that is in ``new``.
+
+    Raises libvirtError where libvirt does not take ``new``.
+    """
+    if number is not None and not followed.there():
+        followed.name = glance(before).name  # it may have been renamed
+        if not followed.there():
+            number = None  # undefined, or libvirt writes somewhere else
+    if number is None:
+        if read(domain) != before:
+            return None
+        return Put(1, domain.connect().defineXMLFlags(new.decode(), 0).ID() != -1)
+    work = _Work(domain, followed, number, before, again)
+    if work.catch_up():
+        return None
+    try:
+        work.define(new)
+    except libvirt.libvirtError:
+        if work.catch_up():
+            return None
+        raise
+    pause = FIRST_PAUSE
+    while work.at_stake:
+        if work.defines == ROUNDS:
+            log.error("somebody's change was overwritten, and others come too fast to put it back", domain=followed.name)
+            break
+        time.sleep(pause)
+        pause = min(2 * pause, LONGEST_PAUSE)
+        if work.catch_up() and pause < LONGEST_PAUSE:
+            continue  # whoever never pauses does not keep it from being put back
+        if not followed.there():  # undefined meanwhile: so nobody wants it back
+            break
+        work.put_back()
+    if not work.at_stake:
+        stale.defined(followed, work.seen, work.ours_number, lacking=lacking or work.lacking)
+    return Put(work.defines, work.running, work.ours_number if work.seen[-1].ours else None)
+
+
+def read(domain: libvirt.virDomain) -> bytes:
+    """The inactive definition, passwords included."""
+    xml: str = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+    return xml.encode()
+
+
+class Wanted:
+    """What everybody's changes come to. ``definition``: that; ``seen``: the versions that were there, of which the last is there now."""
+
+    def __init__(self, name: str, seen: Sequence[Seen], again: Again) -> None:
+        self.name = name
+        self.definition = seen[-1].text
+        self.seen = list(seen)
+        self._again = again
+
+    def take_in(self, theirs: bytes) -> None:
+        """Somebody made this of a definition that was there."""
+        visible = self.seen[-1].text
+        try:
+            if self.definition == visible and len(self.seen) == 1:
+                self.definition = theirs
+            else:
+                self._merge(theirs)
+        except UnusableInput as error:
+            log.error("changes cannot be brought together; the later one counts", domain=self.name, error=error.sentence())
+            self.definition = theirs
+        self.seen.append(Seen(theirs, ours=False))
+
+    def _merge(self, theirs: bytes) -> None:
+        base = made_from(self.seen, theirs)
+        if base is None:
+            self.definition = theirs
+            return
+        onto = self.definition
+        if onto != base:
+            placement = parse(base).placement
+            if placement is not None and parse(onto).placement != placement == parse(theirs).placement:
+                onto = self._again(onto)  # theirs is made for the ports of that placement
+        merged = merge(base, theirs, onto)
+        for conflict in merged.conflicts:
+            log.warning("changed twice at the same moment; the later change counts", domain=self.name, what=conflict)
+        self.definition = merged.xml
+
+
+def mended(name: str, seen: Sequence[Seen], since: Sequence[bytes], again: Again) -> Optional[bytes]:
+    """What the last of ``since`` was meant to be, if that is something else: some of those were made from one that lacked a change.
+    The last of ``seen`` lacks none."""
+    wanted = Wanted(name, seen, again)
+    for theirs in since:
+        wanted.take_in(theirs)
+    return wanted.definition if since and not same(wanted.definition, since[-1]) else None
+
+
+class _Work:
+    """``at_stake``: what is wanted is not what is there."""
+
+    def __init__(self, domain: libvirt.virDomain, followed: Followed, number: int, before: bytes, again: Again) -> None:
+        self._connection = domain.connect()
+        self._followed = followed
+        self._number = number
+        self._again = again
+        self._wanted = Wanted(followed.name, [Seen(before, ours=False)], again)
+        self.at_stake = False
+        self.lacking = False  # something was at stake
+        self.defines = 0
+        self.running = False
+        self.ours_number = number
+
+    @property
+    def seen(self) -> list[Seen]:
+        return self._wanted.seen
+
+    def catch_up(self) -> bool:
+        """Take in what others changed since; return whether they did."""
+        self._followed.now()
+        if self._followed.last() <= self._number:
+            return False
+        versions = self._followed.since(self._number)
+        self._number = self._followed.last()
+        if self.at_stake:
+            self._take_in(versions)
+        return True
+
+    def define(self, new: bytes) -> None:
+        """Define, and see what that overwrote."""
+        before = self.seen[-1].text
+        self.running = bool(self._connection.defineXMLFlags(new.decode(), 0).ID() != -1)
+        self.defines += 1
+        self._followed.now()
+        versions = self._followed.since(self._number)
+        self.at_stake = False
+        if not versions:
+            self._followed.unseen()
+            return
+        self._number = versions[-1].number
+        index = _index_of(before, new, versions)
+        self.ours_number = versions[index].number
+        ours = versions[index].text or new
+        if index:
+            self.at_stake = self.lacking = True
+            self._take_in(versions[:index])
+            self.seen.append(Seen(ours, ours=True))
+            self._take_in(versions[index + 1 :])
+        else:
+            self.seen.append(Seen(ours, ours=True))
+            self._wanted.definition = ours
+
+    def put_back(self) -> None:
+        """Define what is wanted."""
+        placed = self._again(self._wanted.definition)
+        if same(placed, self.seen[-1].text):  # who made the change took it back
+            self.at_stake, self.ours_number = False, self._number
+            return
+        log.info("somebody's change was overwritten, and is put back", domain=self._followed.name, round=self.defines)
+        try:
+            self.define(placed)
+        except libvirt.libvirtError as error:
+            if placed == self._wanted.definition:
+                raise
+            log.warning("put back without a placement", domain=self._followed.name, error=error.get_error_message())
+            self.define(self._wanted.definition)
+
+    def _take_in(self, versions: Sequence[Version]) -> None:
+        for version in versions:
+            if version.text is None:
+                log.warning("a change that was overwritten could not be read in time", domain=self._followed.name)
+            else:
+                self._wanted.take_in(version.text)
+                self._followed.name = glance(version.text).name
+
+
+def _index_of(before: bytes, sent: bytes, versions: Sequence[Version]) -> int:
+    """Which of the versions libvirt made of what was sent: the first in which everything is done that leads to it from ``before``.
+    Libvirt adds to what it is sent, and whoever built on ours comes after it."""
+    if len(versions) == 1:
+        return 0
+    for index, version in enumerate(versions):
+        if version.text is not None and same(merge(before, sent, version.text).xml, version.text):
+            return index
+    distances = [distance(sent, version.text) if version.text is not None else len(sent) for version in versions]
+    return distances.index(min(distances))

@@ -1,0 +1,166 @@
+"""Nothing that libvirt accepted from somebody is lost, whatever the daemon does to the same definition at that moment."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import libvirt
+import pytest
+
+from tests.libvirt.changing_client import CONFIG, INACTIVE, disk, found_state
+from tests.libvirt.conftest import require
+from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, hostdev, small_host
+from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.running_daemon import RunningDaemon
+
+QUIET = 1.5
+"""Seconds without a new definition after which the daemon is done, as far as these tests are concerned."""
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[PrivateLibvirt]:
+    require()
+    with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host:
+        yield host
+
+
+@pytest.fixture(params=["fanotify", "inotify"])
+def daemon(host: PrivateLibvirt, request: pytest.FixtureRequest) -> Iterator[RunningDaemon]:
+    with RunningDaemon(host, prefix=WITHOUT_FANOTIFY if request.param == "inotify" else ()) as daemon:
+        host.connect().defineXML(guest("first"))  # so that the folder is there
+        until(lambda: daemon.call("Status")["definitions"] == request.param, "the definitions to be watched")
+        yield daemon
+
+
+WITHOUT_FANOTIFY = ("setpriv", "--bounding-set", "-sys_admin", "--inh-caps", "-sys_admin")
+
+
+class Figures(NamedTuple):
+    """What came of a run."""
+
+    changes: int
+    refused: int
+    lost: list[str]
+    put_back: int
+
+
+def await_quiet(host: PrivateLibvirt) -> None:
+    folder = host.path("/etc/libvirt/qemu")
+    until(lambda: time.time() - max(file.stat().st_mtime for file in folder.glob("*.xml")) > QUIET, "the daemon to be done", 60, 0.1)
+
+
+def change_all_the_time(host: PrivateLibvirt, daemon: RunningDaemon, folder: Path, *, clients: int, changes: int, seed: int) -> Figures:
+    """Have ``clients`` change definitions, ``changes`` in all, and look what became of it."""
+    folder.mkdir()
+    command = [sys.executable, "-m", "tests.libvirt.changing_client", host.uri, str(folder)]
+    processes = [
+        subprocess.Popen(
+            [*command, f"c{number}", str(seed * 100 + number), str(changes // clients)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+        )
+        for number in range(clients)
+    ]
+    counts = [tuple(map(int, process.communicate(timeout=3600)[0].split())) for process in processes]
+    await_quiet(host)
+    connection = host.connect()
+    lost = []
+    for file in sorted(folder.glob("*.json")):
+        if not file.read_text():
+            continue
+        expected = json.loads(file.read_text())
+        found = found_state(connection.lookupByName(file.stem).XMLDesc(INACTIVE))
+        for name, value in found.items():
+            wanted = sorted(expected[name]) if name == "devices" else expected[name]
+            if (sorted(value) if name == "devices" else value) != wanted:
+                lost.append(f"{file.stem}: {name}: {value} instead of {wanted}; {expected['story']}")
+    put_back = daemon.log().count("is put back")
+    return Figures(sum(done for done, _ in counts), sum(refused for _, refused in counts), lost, put_back)
+
+
+def report(figures: Figures) -> None:
+    print(f"\n{figures.changes} changes, {figures.refused} refused, {figures.put_back} rounds to put back, {len(figures.lost)} lost")
+
+
+def test_no_change_of_several_clients_is_lost(host: PrivateLibvirt, daemon: RunningDaemon, tmp_path: Path) -> None:
+    seed = int(os.environ.get("PCINUMA_TEST_SEED", "1"))
+    figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=3, changes=600, seed=seed)
+    report(figures)
+    assert figures.changes >= 600
+    if daemon.call("Status")["definitions"] == "fanotify":
+        assert not figures.lost, "\n".join([*figures.lost, daemon.log()])
+        return
+    missed = {line.partition(" domain=")[2].split()[0] for line in daemon.log().splitlines() if "could not be read in time" in line}
+    assert {lost.partition(":")[0] for lost in figures.lost} <= missed, "nothing is lost in silence"
+
+
+@pytest.mark.full
+def test_none_of_ten_thousand_changes_is_lost(host: PrivateLibvirt, daemon: RunningDaemon, tmp_path: Path) -> None:
+    figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=4, changes=10000, seed=2)
+    report(figures)
+    assert not figures.lost, daemon.log()
+
+
+def test_eight_attaches_in_a_row_are_all_there_and_placed(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
+    """As a person does it: virsh, one device after the other."""
+    domain = host.connect().defineXML(guest("row", (GPU_0,)))
+    devices = [NIC_0, GPU_1, NIC_1]
+    for number, what in enumerate([*map(hostdev, devices), *(disk(f"vd{letter}", f"file-{letter}") for letter in "bcdef")]):
+        file = host.path(f"/run/device-{number}.xml")
+        file.write_text(what)
+        host.virsh("attach-device", "row", f"/run/device-{number}.xml", "--config")
+    until(lambda: cells(domain.XMLDesc(INACTIVE)) == {GPU_0: 0, NIC_0: 0, GPU_1: 1, NIC_1: 1}, "all four to be placed")
+    assert sorted(found_state(domain.XMLDesc(INACTIVE))["disks"]) == [f"vd{letter}" for letter in "bcdef"]
+
+
+def test_attaches_without_end_are_no_contention(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
+    domain = host.connect().defineXML(guest("patient", (GPU_0,)))
+    for _ in range(4):
+        for address, cell in ((NIC_0, 0), (GPU_1, 1)):
+            domain.attachDeviceFlags(hostdev(address), CONFIG)
+            until(lambda: cells(domain.XMLDesc(INACTIVE)).get(address) == cell, "the device to be placed", 10)  # noqa: B023
+            domain.detachDeviceFlags(hostdev(address), CONFIG)
+    assert daemon.outcome("patient") != ("unchanged", "contended")
+
+
+@pytest.mark.parametrize("kind", ["attach", "define"])
+def test_a_change_milliseconds_after_a_define_is_there_and_the_domain_placed(
+    host: PrivateLibvirt, daemon: RunningDaemon, kind: str
+) -> None:
+    connection = host.connect()
+    rounds = 48
+    for number in range(rounds):
+        xml = guest(f"{kind}-{number}", (GPU_0,))
+        domain = connection.defineXML(xml)
+        time.sleep(number % 8 / 1000)
+        if kind == "attach":
+            domain.attachDeviceFlags(hostdev(GPU_1), CONFIG)
+        else:
+            second = xml.replace("<memory", f"<uuid>{domain.UUIDString()}</uuid><title>second</title><memory", 1)
+            connection.defineXML(second)
+    await_quiet(host)
+    expected = {GPU_0: 0, GPU_1: 1} if kind == "attach" else {GPU_0: 0}
+    for number in range(rounds):
+        xml = connection.lookupByName(f"{kind}-{number}").XMLDesc(INACTIVE)
+        assert cells(xml) == expected
+        assert kind == "attach" or "<title>second</title>" in xml
+
+
+def test_a_failed_start_does_not_make_it_blind(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
+    """A start with a device that this machine does not have ends in libvirt before there is an event for it."""
+    host.install_hook(CHECKOUT / "hook/qemu")
+    until(lambda: daemon.call("Status")["libvirt"]["connected"], "the daemon to be connected")
+    domain = host.connect().defineXML(guest("fails", (GPU_0,)))
+    until(lambda: cells(domain.XMLDesc(INACTIVE)) == {GPU_0: 0}, "it to be placed")
+    for device, cell in ((NIC_0, 0), (GPU_1, 1)):
+        with pytest.raises(libvirt.libvirtError):
+            domain.create()
+        domain.attachDeviceFlags(hostdev(device), CONFIG)
+        placed = daemon.status("fails")
+        assert placed is not None
+        until(lambda: cells(domain.XMLDesc(INACTIVE)).get(device) == cell, "the new device to be placed", 8)  # noqa: B023
