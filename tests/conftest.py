@@ -63,12 +63,19 @@ def pytest_configure(config: pytest.Config) -> None:
     time.tzset()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files are what is spread over processes, those that last longest first; what shares a virtual host is one."""
     items.sort(key=lambda item: _first(item.nodeid))
     for item in items:
         file = item.nodeid.partition("::")[0]
         item.add_marker(pytest.mark.xdist_group("a virtual host" if file in SHARE_A_HOST else file))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Without its groups xdist would deal out single tests, and each process would start every host."""
+    if hasattr(session.config, "workerinput") and any("@" not in item.nodeid for item in session.items):
+        raise pytest.UsageError("pytest-xdist does not group the tests by file: its release does not fit pytest's")
 
 
 def _first(nodeid: str) -> int:
