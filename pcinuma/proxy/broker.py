@@ -34,16 +34,20 @@ class Broker:
         reader, writer = await asyncio.open_unix_connection(sock=pipe, limit=QUESTION_MAX)
         try:
             while True:
-                raw = json.loads((await reader.readuntil(b"\0"))[:-1])
-                question = Question(Topic(raw["topic"]), raw["domain"], raw["xml"])
-                writer.write(frame({"number": raw["number"], "xml": await self._answer(question, who)}))
-                await writer.drain()
+                await self._serve_one(reader, writer, who)
         except (asyncio.IncompleteReadError, OSError):
             pass  # the relay has ended
         except (ValueError, KeyError, TypeError, asyncio.LimitOverrunError) as error:
             log.error("a relay asked what no relay asks", uid=who.uid, client_pid=who.pid, error=str(error))
         finally:
             writer.close()
+
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: Identity) -> None:
+        """One question. Nothing of it, which may be megabytes, is kept until the next one."""
+        raw = json.loads((await reader.readuntil(b"\0"))[:-1])
+        question = Question(Topic(raw["topic"]), raw["domain"], raw["xml"])
+        writer.write(frame({"number": raw["number"], "xml": await self._answer(question, who)}))
+        await writer.drain()
 
     async def _answer(self, question: Question, who: Identity) -> Optional[str]:
         """The XML to put in the call, None to leave it."""

@@ -11,13 +11,20 @@ from typing import Optional
 import libvirt
 import psutil
 
-from tests.libvirt.harness import HarnessError, PrivateLibvirt, ended, until
+from tests.libvirt.harness import CHECKOUT, HarnessError, PrivateLibvirt, ended, until
 
 SOCKET = "/run/pcinuma/libvirt-sock"
 
 
+def unit_environment() -> dict[str, str]:
+    """What the proxy's unit sets."""
+    lines = (CHECKOUT / "systemd/pcinuma-proxy.service").read_text().splitlines()
+    words = [word for line in lines if line.startswith("Environment=") for word in line.partition("=")[2].split()]
+    return {name: value for name, _, value in (word.partition("=") for word in words)}
+
+
 class RunningProxy:
-    """The proxy inside ``host``, before its libvirtd. A context manager. ``arguments``: for the proxy's command line."""
+    """The proxy inside ``host``, before its libvirtd, in its unit's environment. A context manager. ``arguments``: for its command line."""
 
     def __init__(self, host: PrivateLibvirt, arguments: Sequence[str] = ()) -> None:
         self.host = host
@@ -42,7 +49,7 @@ class RunningProxy:
         heard = self.log().count("listening")
         with self._log.open("ab") as log:
             command = [self.host.python, "-m", "pcinuma.proxy", "--listen", SOCKET, *self._arguments]
-            self._entered = self.host.popen(command, stdout=log, stderr=log)
+            self._entered = self.host.popen(command, env=unit_environment(), stdout=log, stderr=log)
         try:
             until(lambda: self.log().count("listening") > heard, "the proxy to listen")
         except HarnessError as error:

@@ -18,6 +18,7 @@ import pytest
 from tests.libvirt.domains import guest
 from tests.libvirt.events import _run_loop
 from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.running_daemon import RunningDaemon
 from tests.libvirt.running_proxy import RunningProxy
 
 POOL = "<pool type='dir'><name>images</name><target><path>/run/images</path></target></pool>"
@@ -203,6 +204,22 @@ def test_the_longest_xml_that_libvirt_takes_goes_through(client: libvirt.virConn
         assert filler in domain.XMLDesc()
     finally:
         domain.destroy()
+
+
+def test_memory_after_a_long_call_is_what_it_was_before(fresh_host: PrivateLibvirt) -> None:
+    """The parent's and the relay's, after creates of megabytes that the daemon was asked about."""
+    filler = "x" * (4 * 1024 * 1024 - 20_000)
+    with RunningDaemon(fresh_host) as daemon, RunningProxy(fresh_host) as proxy:
+        client = proxy.connect()
+        client.createXML(guest("short")).destroy()
+        assert proxy.parent is not None
+        processes = [proxy.parent, *proxy.relays()]
+        before = [process.memory_info().rss for process in processes]
+        for number in range(3):
+            client.createXML(guest(f"long-{number}", metadata=f"<a:a xmlns:a='urn:a'>{filler}</a:a>")).destroy()
+        assert daemon.log().count("placed an XML") == 4, "it was asked"
+        grown = [process.memory_info().rss - size for process, size in zip(processes, before)]
+        assert max(grown) < 2 << 20, grown
 
 
 # Many, and bad ones
