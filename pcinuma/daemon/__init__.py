@@ -22,13 +22,15 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     file_watch        the kernel's word on files that somebody writes
     overwritten       a definition of ours loses nothing that somebody changes at that moment
     stale             from which version somebody made his
-    privileges        what the unit gives and the daemon gives up
     resurrection      domains that must not come back
     decisions         what was decided about each domain
     link              the connection to libvirt: events, reconnecting for ever
     pools             what only libvirt knows: hostdev network pools, and by
     mdevs             inactive mediated devices
+    choices           what people decided about domains, a file each
     state             what outlives the process
+    threads           threads that are counted while they may block
+    memory            the C library's heap, handed back
     lock              one process at a time has the state
     systemd           readiness, watchdog, socket activation
     log               structlog on the journal or a terminal

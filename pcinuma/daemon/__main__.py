@@ -1,8 +1,9 @@
 """``pcinumad``: start the daemon, in the foreground, with systemd or without.
 
-SIGTERM and SIGINT stop it, SIGHUP reads the configuration again (an unusable one is logged, and the old one stays). It holds a
-lock in its state folder, so that there is never a second one. A configuration that cannot be used when it starts is an error:
-guessing could place domains that the administrator wanted left alone.
+SIGTERM and SIGINT stop it, SIGHUP reads the configuration again (an unusable one is logged, and the old one stays; a signal that comes
+while it starts is kept until it is ready, hence what comes before the imports). It holds a lock in its state folder, so that there is
+never a second one. A configuration that cannot be used when it starts is an error: guessing could place domains that the administrator
+wanted left alone.
 """
 
 from __future__ import annotations
@@ -14,18 +15,22 @@ import os
 import signal
 import socket
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Optional, Sequence
 
+_early: list[int] = []
+signal.signal(signal.SIGHUP, lambda number, _frame: _early.append(number))
+
 from pcinuma import __version__
-from pcinuma.daemon import client, lock, privileges, state, systemd
+from pcinuma.daemon import client, lock, memory, state, systemd
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.log import configure, log
 from pcinuma.daemon.pools import Pools
-from pcinuma.daemon.reconciler import Reconciler
+from pcinuma.daemon.reconciler import WORKERS, Reconciler
 from pcinuma.daemon.server import Server, listen
 from pcinuma.daemon.service import Service
+from pcinuma.daemon.threads import Threads
 from pcinuma.errors import EXIT_DONE, ConfigError, PcinumaError
 from pcinuma.settings import Settings, load_settings
 
@@ -83,21 +88,24 @@ class Daemon:
         self._stop = asyncio.Event()  # Python 3.9 binds it to the loop that runs
         known = state.load(options.state)
         state_file = state.StateFile(options.state, known)
-        threads = ThreadPoolExecutor(LIBVIRT_THREADS, "libvirt")
-        hooks = ThreadPoolExecutor(HOOK_THREADS, "hook")
+        threads = Threads(LIBVIRT_THREADS, "libvirt", WORKERS)
+        self._hooks = hooks = Threads(HOOK_THREADS, "hook", HOOK_THREADS)
+        heavy = Threads(1, "large", 1)
+        self._pools = (threads, hooks, heavy)
         pools = Pools(options.root)
         self._reconciler = Reconciler(known, state_file, self.settings, options.root, pools, threads)
-        privileges.give_up()  # the reconciler has what it was for
         link = Link(options.uri or self.settings.libvirt_uri, self._reconciler, threads)
-        service = Service(self._reconciler, link, pools, state_file, hooks, threads)
-        server = Server(service.handlers(), service.urgent(), hooks)
+        service = Service(self._reconciler, link, pools, state_file, hooks, threads, self._stuck)
+        server = Server(service.handlers(), service.urgent(), hooks, heavy)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
+        if _early:
+            loop.call_soon(self._reload)
         await server.start(listener)
         log.info("started", version=__version__, socket=str(options.socket), state=str(options.state), root=str(options.root))
         self.notifier.send("READY=1", "STATUS=starting")
-        parts = [link.run(), self._reconciler.run(), systemd.watchdog(self.notifier), self._show_status(link)]
+        parts = [link.run(), self._reconciler.run(), systemd.watchdog(self.notifier, self._hangs), self._show_status(link)]
         tasks = [loop.create_task(part) for part in parts]
         for task in tasks:
             task.add_done_callback(self._ended)
@@ -128,11 +136,22 @@ class Daemon:
             self._reconciler.sweep()
         self.notifier.send("READY=1")
 
+    def _stuck(self) -> list[str]:
+        """The calls that take long, of which a person should know."""
+        return [text for pool in self._pools for text in pool.stuck()]
+
+    def _hangs(self) -> list[str]:
+        """The same if they are too many to go on."""
+        return self._stuck() if any(pool.exhausted() for pool in self._pools) else []
+
     async def _show_status(self, link: Link) -> None:
+        trimming: Optional[Future[None]] = None
         while True:
             domains = len(self._reconciler.known)
             libvirt = f"{domains} domains of libvirt {link.version}" if link.ready else f"waiting for libvirt: {link.message}"
             self.notifier.status(libvirt)
+            if trimming is None or trimming.done():
+                trimming = self._hooks.submit(memory.give_back_if_grown)
             await asyncio.sleep(2)
 
 
@@ -140,6 +159,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     """Run the daemon; return the exit code."""
     options = arguments(argv)
     configure(debug=options.debug)
+    memory.settle()
     sys.setswitchinterval(SWITCH_INTERVAL)
     gc.freeze()  # what is loaded by now stays, so that no collection during a start looks at it
     try:

@@ -17,8 +17,10 @@ from pcinuma.errors import DaemonError
 
 INTERFACE = "io.pcinuma"
 DEFAULT_SOCKET = "/run/pcinuma/pcinuma.sock"
-MAX_MESSAGE = 16 * 1024 * 1024
-"""A message of more bytes than this is refused by either side."""
+MAX_MESSAGE = 12 * 1024 * 1024 + 65536
+"""Bytes of a call: libvirt's XML has 4 MiB at most (REMOTE_STRING_MAX), of each byte of which JSON makes three at most."""
+MAX_ANSWER = 32 * 1024 * 1024
+"""Bytes of an answer, which may hold two XML."""
 
 START_HINT = "start it with: systemctl start pcinuma"
 
@@ -109,5 +111,5 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
             return b"".join(parts)
         parts.append(part)
         size += len(part)
-        if size > MAX_MESSAGE:
-            raise DaemonError(f"the daemon's answer is longer than {MAX_MESSAGE} bytes")
+        if size > MAX_ANSWER:
+            raise DaemonError(f"the daemon's answer is longer than {MAX_ANSWER} bytes")

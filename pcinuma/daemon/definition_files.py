@@ -105,7 +105,7 @@ class DefinitionFiles:
         self._forgotten = 0
         self._followed: dict[str, list[Followed]] = {}
         try:
-            self._watch = open_watch()  # at once: the privilege that the better way takes is given up soon
+            self._watch = open_watch()
         except OSError as error:
             log.warning("definitions cannot be watched", error=error.strerror)
 

@@ -6,12 +6,15 @@ from that thread, which asyncio does not allow.
 
 An event is handled by the loop in the order in which libvirt sent it. When the connection ends (libvirt was restarted, or does
 not answer the keepalive), the link tries again, first at once and then ever more slowly, and tells its owner when there is a
-new one.
+new one. A connection lives as long as one of its callbacks is registered (each holds a reference), also when it is closed: all of them
+are taken back first, which works without an answer from the other side. Domains hold it as well, and asyncio's futures leave cycles
+behind that hold either, hence a garbage collection after that.
 """
 
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from concurrent.futures import Executor
 from datetime import datetime, timezone
@@ -25,6 +28,7 @@ from pcinuma.errors import LibvirtError
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0
+COLLECT_AFTER = 3.0
 KEEPALIVE_INTERVAL = 5
 KEEPALIVE_COUNT = 6
 HINT = "is libvirt running? systemctl start libvirtd (or virtqemud)"
@@ -89,14 +93,14 @@ class Link:
         pause = FIRST_PAUSE
         while True:
             closed = asyncio.Event()
-            connection: Optional[libvirt.virConnect] = None
+            opened: Optional[_Opened] = None
             try:
-                connection = await loop.run_in_executor(self._executor, self._open, loop, closed)
-                self._connection, self.message = connection, None
+                opened = await loop.run_in_executor(self._executor, self._open, loop, closed)
+                self._connection, self.message = opened.connection, None
                 self.since = datetime.now(timezone.utc).isoformat(timespec="seconds")
                 log.info("connected to libvirt", uri=self.uri, version=self.version)
                 pause = FIRST_PAUSE
-                await self._owner.connected(connection)
+                await self._owner.connected(opened.connection)
                 self._ready = True
                 await closed.wait()
                 self.message = "libvirt closed the connection"
@@ -108,15 +112,16 @@ class Link:
                 self.message = text
             finally:
                 self._connection, self._ready = None, False
-                if connection is not None:
+                if opened is not None:
                     self._owner.disconnected()
-                    loop.run_in_executor(self._executor, _close, connection)
+                    loop.run_in_executor(self._executor, opened.close)
+                    loop.call_later(COLLECT_AFTER, gc.collect)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
 
-    def _open(self, loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> libvirt.virConnect:
-        connection = libvirt.open(self.uri)
-        owner = self._owner
+    def _open(self, loop: asyncio.AbstractEventLoop, closed: asyncio.Event) -> _Opened:
+        opened = _Opened(libvirt.open(self.uri))
+        connection, owner = opened.connection, self._owner
 
         def tell(function: Callable[..., None], *arguments: Any) -> None:
             if not closed.is_set():
@@ -144,31 +149,55 @@ class Link:
         try:
             connection.registerCloseCallback(on_close, None)
             connection.setKeepAlive(KEEPALIVE_INTERVAL, KEEPALIVE_COUNT)
-            connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_domain, None)
-            _optional(connection.nodeDeviceEventRegisterAny, libvirt.VIR_NODE_DEVICE_EVENT_ID_LIFECYCLE, on_node, "node device")
-            _optional(connection.networkEventRegisterAny, libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE, on_network, "network")
+            lifecycle = connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, on_domain, None)
+            opened.callbacks.append((connection.domainEventDeregisterAny, lifecycle))
+            opened.optional(
+                connection.nodeDeviceEventRegisterAny,
+                connection.nodeDeviceEventDeregisterAny,
+                libvirt.VIR_NODE_DEVICE_EVENT_ID_LIFECYCLE,
+                on_node,
+                "node device",
+            )
+            opened.optional(
+                connection.networkEventRegisterAny,
+                connection.networkEventDeregisterAny,
+                libvirt.VIR_NETWORK_EVENT_ID_LIFECYCLE,
+                on_network,
+                "network",
+            )
             number = connection.getLibVersion()
             self.version = f"{number // 1000000}.{number // 1000 % 1000}.{number % 1000}"
         except BaseException:
-            _close(connection)
+            opened.close()
             raise
-        return connection
+        return opened
 
 
-def _optional(register: Callable[..., int], event: int, callback: Callable[..., None], what: str) -> None:
-    """Register for events of a driver that this libvirt may lack."""
-    try:
-        register(None, event, callback, None)
-    except libvirt.libvirtError as error:
-        log.warning("libvirt sends no events of a kind", kind=what, error=error.get_error_message())
+class _Opened:
+    """A connection, and how to take back each callback that is registered on it."""
 
+    def __init__(self, connection: libvirt.virConnect) -> None:
+        self.connection = connection
+        self.callbacks: list[tuple[Callable[[int], object], int]] = []
 
-def _close(connection: libvirt.virConnect) -> None:
-    try:
-        connection.unregisterCloseCallback()
-        connection.close()
-    except libvirt.libvirtError as error:
-        log.debug("closing the connection to libvirt", error=error.get_error_message())
+    def optional(
+        self, register: Callable[..., int], deregister: Callable[[int], object], event: int, callback: Callable[..., None], what: str
+    ) -> None:
+        """Register for events of a driver that this libvirt may lack."""
+        try:
+            self.callbacks.append((deregister, register(None, event, callback, None)))
+        except libvirt.libvirtError as error:
+            log.warning("libvirt sends no events of a kind", kind=what, error=error.get_error_message())
+
+    def close(self) -> None:
+        """Take everything back. A libvirt that is gone says that it is, after it was done on this side."""
+        steps = [lambda back=back, number=number: back(number) for back, number in self.callbacks]
+        for step in (*steps, self.connection.unregisterCloseCallback, self.connection.close):
+            try:
+                step()
+            except libvirt.libvirtError as error:
+                log.debug("closing the connection to libvirt", error=error.get_error_message())
+        self.callbacks.clear()
 
 
 def _start_event_loop() -> None:

@@ -288,6 +288,7 @@ class Reconciler:
             finally:
                 self._swept(uuid)
                 self._agenda.done(uuid)
+                del known  # a worker that waits would keep the connection that the domain is of
 
     async def _look(self, uuid: str, known: Known) -> None:
         if known.contention.remaining():

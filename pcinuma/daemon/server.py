@@ -1,12 +1,13 @@
 """Varlink's wire format on a unix socket: JSON messages that end with a NUL, answered in order.
 
-A peer costs nobody else anything: it must be root or the daemon's own user (SO_PEERCRED), a message may be 16 MiB long and take
-ten seconds to arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. One connection may stay
-open and idle.
+A peer costs nobody else anything: it must be root or the daemon's own user (SO_PEERCRED), a message has a bounded length and ten seconds
+to arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. A connection may stay open and idle; where
+there are too many, the one goes that has been waiting for its peer longest.
 
-Somebody's start waits for the hook's call, so a first message that arrives in one piece, and whose method is one of ``urgent``, is
-answered without streams and by the thread that works the answer out; the connection gets its streams after that. Whatever is
-unusual about such a call takes the usual way.
+Somebody's start waits for the hook's call, so a call of a method that is one of ``urgent`` is answered by a thread, and by one that is
+kept for them; a long one has a thread of its own, as it may take that for seconds. Nothing is worked out for a peer that has hung up
+meanwhile. A first message that arrives in one piece does not even get streams before it is answered. Whatever is unusual about such a call
+takes the usual way.
 
 :meth:`Server._answer` is the boundary where every error of a call becomes an error reply. Source: https://varlink.org.
 """
@@ -19,8 +20,9 @@ import os
 import socket
 import struct
 from concurrent.futures import Executor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Awaitable, Callable, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from pcinuma import __version__
 from pcinuma.daemon.client import INTERFACE, MAX_MESSAGE
@@ -29,9 +31,9 @@ from pcinuma.daemon.log import log
 from pcinuma.errors import DaemonError, PcinumaError
 
 MESSAGE_TIME = 10.0
-MAX_ANSWERED = 256
-"""Connections that are served at a time; more wait for their turn, up to MAX_CONNECTIONS in all."""
-MAX_CONNECTIONS = 768
+MAX_CONNECTIONS = 512
+LONG = 128 * 1024
+"""Bytes of an urgent message above which it waits for those of its kind, and nobody else for it."""
 BACKLOG = 1024
 _CHUNK = 65536
 _VARLINK = "org.varlink.service"
@@ -86,7 +88,7 @@ def listen(path: Path) -> socket.socket:
 class Server:
     """Answers calls on a listening socket with ``handlers`` (full method name -> coroutine function).
 
-    ``urgent``: other handlers for some of these methods, that ``executor`` runs.
+    ``urgent``: handlers of methods that are not in there, which ``executor`` runs, and ``heavy`` where the message is a long one.
     """
 
     def __init__(
@@ -94,6 +96,7 @@ class Server:
         handlers: Mapping[str, Handler],
         urgent: Optional[Mapping[str, Urgent]] = None,
         executor: Optional[Executor] = None,
+        heavy: Optional[Executor] = None,
     ) -> None:
         self._handlers: Mapping[str, Handler] = {
             **handlers,
@@ -103,9 +106,10 @@ class Server:
         self._allowed = {0, os.geteuid()}
         self._connections: set[asyncio.Task[None]] = set()
         self._silent: set[socket.socket] = set()  # connections on which nothing came yet
-        self._turns = asyncio.Semaphore(MAX_ANSWERED)
+        self._waiting: dict[object, Callable[[], object]] = {}  # those that wait for their peer, longest first, and what ends each
         self._urgent = urgent or {}
         self._executor = executor
+        self._heavy = heavy or executor
         self._listener: Optional[socket.socket] = None
 
     async def start(self, listener: socket.socket) -> None:
@@ -141,18 +145,33 @@ class Server:
             loop.call_later(1.0, self._accept_again)
             return
         connection.setblocking(False)
-        if len(self._connections) + len(self._silent) >= MAX_CONNECTIONS:
+        if len(self._connections) + len(self._silent) >= MAX_CONNECTIONS and not self._end_one():
             log.warning("connection refused: too many", connections=MAX_CONNECTIONS)
             connection.close()
             return
         if not self._has_spoken(connection):
             self._silent.add(connection)
+            self._waiting[connection] = lambda: self._forget(connection)
             asyncio.get_running_loop().add_reader(connection, self._speaks, connection)
+
+    def _end_one(self) -> bool:
+        """End the connection that has been waiting for its peer longest."""
+        for key, end in self._waiting.items():
+            del self._waiting[key]
+            end()
+            return True
+        return False
+
+    def _forget(self, connection: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(connection)
+        self._silent.discard(connection)
+        connection.close()
 
     def _speaks(self, connection: socket.socket) -> None:
         """The first bytes of a peer are there, which were not when it connected."""
         asyncio.get_running_loop().remove_reader(connection)
         self._silent.discard(connection)
+        self._waiting.pop(connection, None)
         if not self._has_spoken(connection):
             self._go_on(connection, b"")
 
@@ -184,6 +203,9 @@ class Server:
         loop = asyncio.get_running_loop()
 
         def work(handler: Urgent) -> None:
+            if _gone(connection):
+                loop.call_soon_threadsafe(self._go_on, connection, b"")
+                return
             try:
                 reply, then = handler(parameters)
             except Exception as error:  # the usual way has an answer to it
@@ -212,17 +234,19 @@ class Server:
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_CHUNK)
         try:
             writer.write(unsent)
-            async with self._turns:
-                await self._converse(reader, writer, peer, begun)
+            await self._converse(connection, reader, writer, peer, begun)
         except (OSError, asyncio.TimeoutError, asyncio.CancelledError) as error:
             log.debug("connection ended", error=str(error) or type(error).__name__)
         finally:
             writer.close()
 
-    async def _converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer, begun: bytes) -> None:
+    async def _converse(
+        self, connection: socket.socket, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, peer: Peer, begun: bytes
+    ) -> None:
         buffer = bytearray(begun)
         while True:
-            message = await _message(reader, buffer)
+            with self._waits():
+                message = await _message(reader, buffer)
             if message is None:
                 return
             call = _call(message)
@@ -233,17 +257,31 @@ class Server:
                 log.warning("call refused: not root", method=call.get("method"), pid=peer.pid, uid=peer.uid)
                 reply: dict[str, Any] = {"error": f"{_VARLINK}.PermissionDenied", "parameters": {}}
             else:
-                reply = await self._answer(call["method"], call.get("parameters") or {})
+                executor = self._executor if len(message) < LONG else self._heavy
+                del message
+                reply = await self._answer(call["method"], call.get("parameters") or {}, connection, executor)
             if not call.get("oneway"):
                 writer.write(_encoded(reply))
-                await asyncio.wait_for(writer.drain(), MESSAGE_TIME)
+                with self._waits():
+                    await asyncio.wait_for(writer.drain(), MESSAGE_TIME)
             if peer.uid not in self._allowed:
                 return
 
-    async def _answer(self, method: str, parameters: Parameters) -> dict[str, Any]:
+    @contextmanager
+    def _waits(self) -> Iterator[None]:
+        """While this connection's task waits for its peer, it may be ended in favour of another."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._waiting[task] = task.cancel
         try:
-            handler = self._handlers.get(method)
-            if handler is None:
+            yield
+        finally:
+            self._waiting.pop(task, None)
+
+    async def _answer(self, method: str, parameters: Parameters, connection: socket.socket, executor: Optional[Executor]) -> dict[str, Any]:
+        try:
+            handler, urgent = self._handlers.get(method), self._urgent.get(method)
+            if handler is None and urgent is None:
                 interface = method.rpartition(".")[0]
                 if interface not in DESCRIPTIONS:
                     raise VarlinkError("InterfaceNotFound", interface=interface)
@@ -251,7 +289,13 @@ class Server:
             unfit = unfit_parameter(method, parameters)
             if unfit is not None:
                 raise VarlinkError("InvalidParameter", parameter=unfit)
-            return {"parameters": await handler(parameters)}
+            if handler is not None:
+                return {"parameters": await handler(parameters)}
+            assert urgent is not None
+            loop = asyncio.get_running_loop()
+            reply, then = await loop.run_in_executor(executor, lambda: _unless_gone(connection, urgent, parameters))
+            then()
+            return {"parameters": reply}
         except VarlinkError as error:
             return {"error": f"{_VARLINK}.{error.error}", "parameters": error.parameters}
         except PcinumaError as error:
@@ -275,6 +319,22 @@ class Server:
         if description is None:
             raise VarlinkError("InterfaceNotFound", interface=parameters["interface"])
         return {"description": description}
+
+
+def _unless_gone(connection: socket.socket, handler: Urgent, parameters: Parameters) -> tuple[Mapping[str, Any], Callable[[], None]]:
+    if _gone(connection):
+        raise VarlinkError("PermissionDenied")  # nobody hears it
+    return handler(parameters)
+
+
+def _gone(connection: socket.socket) -> bool:
+    """Whether the peer has hung up, and needs no answer any more."""
+    try:
+        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 def _encoded(reply: Mapping[str, Any]) -> bytes:

@@ -31,6 +31,9 @@ from pcinuma.errors import UnusableInput
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Policy
 
+LONGEST = 1 << 20
+"""Characters of XML that are looked at before the hook gives up; 248 devices have 200 KB."""
+
 T = TypeVar("T")
 Reply = Mapping[str, Any]
 _RIGHT: Reply = {"exit": 0, "xml": None, "message": None}
@@ -40,7 +43,14 @@ class Service:
     """Answers the calls. ``hooks`` runs what a hook waits for, ``executor`` what may ask libvirt."""
 
     def __init__(
-        self, reconciler: Reconciler, link: Link, pools: Pools, state_file: StateFile, hooks: Executor, executor: Executor
+        self,
+        reconciler: Reconciler,
+        link: Link,
+        pools: Pools,
+        state_file: StateFile,
+        hooks: Executor,
+        executor: Executor,
+        stuck: Callable[[], list[str]],
     ) -> None:
         self._reconciler = reconciler
         self._link = link
@@ -48,13 +58,13 @@ class Service:
         self._state_file = state_file
         self._hooks = hooks
         self._executor = executor
+        self._stuck = stuck
         self._started = now()
         self._tasks: set[asyncio.Task[None]] = set()
 
     def handlers(self) -> dict[str, Handler]:
-        """Every method by its full name."""
+        """Every method by its full name, but those that are urgent."""
         methods = {
-            "Hook": self.hook,
             "Place": self.place,
             "PlaceDomain": self.place_domain,
             "PrepareStart": self.prepare_start,
@@ -66,14 +76,8 @@ class Service:
         }
         return {f"{INTERFACE}.{name}": method for name, method in methods.items()}
 
-    async def hook(self, parameters: Parameters) -> Reply:
-        """See the interface. Never asks libvirt, never waits for what does."""
-        reply, then = await _run(self._hooks, self.hook_urgently, parameters)
-        then()
-        return reply
-
     def hook_urgently(self, parameters: Parameters) -> tuple[Reply, Callable[[], None]]:
-        """:meth:`hook` in a thread: the reply, and what is left to do in the event loop."""
+        """See the interface. Never asks libvirt, never waits for what does. The reply, and what is left to do in the event loop."""
         step = parameters["operation"], parameters["suboperation"]
         if step == ("release", "end"):
             uuid = glance(parameters["xml"].encode()).uuid
@@ -81,6 +85,10 @@ class Service:
         if step != ("prepare", "begin"):
             return _RIGHT, lambda: None
         began = time.monotonic()
+        if len(parameters["xml"]) > LONGEST:
+            raise UnusableInput(
+                f"an XML of more than {LONGEST >> 20} MiB is not looked at while a start waits", subject=parameters["domain"]
+            )
         found = self._judge(parameters["xml"].encode())
         refused = found.refusal is not None
 
@@ -263,7 +271,7 @@ class Service:
             },
             "started": self._started,
             "pending": reconciler.pending,
-            "problems": self._state_file.problems,
+            "problems": [*self._state_file.problems, *self._stuck()],
             "definitions": reconciler.definitions_watched,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }

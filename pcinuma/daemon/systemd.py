@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from typing import Optional
+from typing import Callable, Optional
 
 from pcinuma.daemon.log import log
 
 LISTEN_FDS_START = 3
+WITHOUT = 15.0
+"""Seconds between two looks where no systemd watches."""
 
 
 class Notifier:
@@ -52,12 +54,19 @@ def watchdog_interval() -> Optional[float]:
     return microseconds / 2e6 if microseconds > 0 else None
 
 
-async def watchdog(notifier: Notifier) -> None:
-    """Show signs of life for ever, from the event loop: if it hangs, systemd restarts the daemon."""
+async def watchdog(notifier: Notifier, hangs: Callable[[], list[str]] = list) -> None:
+    """Show signs of life for ever, from the event loop: if it hangs, or ``hangs`` says that too much else does, systemd restarts the
+    daemon. Without systemd, that is logged and no more."""
     interval = watchdog_interval()
-    while interval is not None:
-        notifier.send("WATCHDOG=1")
-        await asyncio.sleep(interval)
+    silent = False
+    while True:
+        stuck = hangs()
+        if stuck and not silent:
+            log.critical("too many calls do not come back", calls=stuck)
+        silent = bool(stuck)
+        if interval is not None and not silent:
+            notifier.send("WATCHDOG=1")
+        await asyncio.sleep(interval or WITHOUT)
 
 
 def inherited_socket() -> Optional[socket.socket]:

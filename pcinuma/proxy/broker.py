@@ -84,7 +84,7 @@ class Broker:
         return _changed(str(found["device_xml"]), question.xml) if found["changed"] else None
 
     async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        reader, writer = await asyncio.open_unix_connection(str(self._daemon), limit=client.MAX_MESSAGE)
+        reader, writer = await asyncio.open_unix_connection(str(self._daemon), limit=client.MAX_ANSWER)
         try:
             writer.write(client.encode(method, parameters))
             await writer.drain()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -69,6 +71,57 @@ def test_the_hardened_daemon_places_a_domain(installed: Booted) -> None:
     installed.run("virsh", "-q", "define", "/srv/placed.xml")
     await_placed(installed)
     assert installed.run("systemctl", "show", "-p", "NRestarts", "--value", "pcinuma").stdout == "0\n"
+
+
+LOOK = """
+import errno, json, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from pcinuma.daemon import memory
+from pcinuma.host.backing import Backings
+from pcinuma.host.sysfs import Sysfs
+
+def opened(path):
+    try:
+        os.close(os.open(path, os.O_RDONLY))
+    except OSError as error:
+        return errno.errorcode[error.errno]
+
+devices = sorted(Path("/sys/bus/pci/devices").iterdir())
+backings = Backings(Sysfs(Path("/")))
+said = {
+    "config": {device.name: len((device / "config").read_bytes()) for device in devices},
+    "net": {name: str(backings.of_net(name)) for name in sorted(os.listdir("/sys/class/net"))},
+    "disks": {name: str(backings.of_block("/dev/disk/by-id/" + name)) for name in sorted(os.listdir("/dev/disk/by-id"))},
+    "memory": memory.give_back(),
+}
+print(json.dumps([said, opened("/etc/shadow"), opened("/dev/disk/by-id/probe-0")]))
+"""
+
+
+def test_in_its_sandbox_the_daemon_sees_all_that_it_reads_and_no_more(installed: Booted) -> None:
+    """Beside what the same code sees without a sandbox."""
+    installed.shell(
+        "mkdir -p /dev/disk/by-id; n=0;"
+        "for block in $(ls /sys/class/block | head -3); do ln -sf /dev/$block /dev/disk/by-id/probe-$n; n=$((n + 1)); done;"
+        "mknod /dev/probe b 7 200; ln -sf /dev/probe /dev/disk/by-id/probe-0"
+    )
+    installed.path("/srv/look.py").write_text(LOOK)
+    unit = re.sub(
+        r"(?m)^(WatchdogSec|Restart\w*|Requires|Before|Type|ExecReload|RuntimeDirectory\w*|WantedBy|Also|\[Install\]).*\n",
+        "",
+        installed.path("/usr/lib/systemd/system/pcinuma.service").read_text(),
+    )
+    command = "/usr/bin/python3 /srv/look.py /usr/lib/pcinuma"
+    unit = re.sub(r"(?m)^ExecStart=.*$", f"Type=oneshot\nExecStart={command}\nStandardOutput=file:/srv/seen", unit)
+    installed.path("/run/systemd/system/probe.service").write_text(unit)
+    installed.run("systemctl", "daemon-reload")
+    installed.run("systemctl", "start", "probe.service")
+    inside, shadow, disk = json.loads(installed.path("/srv/seen").read_text())
+    outside = json.loads(installed.run(*command.split()).stdout)[0]
+    assert inside == outside
+    assert inside["net"] and inside["disks"]
+    assert shadow in ("EACCES", "EPERM") and disk in ("EACCES", "EPERM")
 
 
 def test_a_stopped_daemon_is_brought_up_by_its_socket(installed: Booted) -> None:

@@ -7,12 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from pcinuma.daemon import client
-from pcinuma.errors import EXIT_UNUSABLE
+from pcinuma.errors import EXIT_UNUSABLE, DaemonError
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
 
 AS_SYSTEMD = """
@@ -80,6 +83,26 @@ def test_a_hangup_reads_the_configuration_again_and_keeps_the_old_one_if_it_is_u
         assert client.call("Status")["version"]
 
 
+def test_a_hangup_while_it_starts_is_kept_until_it_is_ready(daemon: DaemonProcess) -> None:
+    with (daemon.base / "daemon.log").open("ab") as log:
+        daemon.process = process = subprocess.Popen(daemon.command(), cwd=CHECKOUT, stdout=log, stderr=log)
+    with daemon_ended_at_last(daemon):
+        maps = Path(f"/proc/{process.pid}/maps")
+        while "libvirt" not in maps.read_text():  # it is importing what it needs
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        daemon.await_log("configuration read again")
+        assert client.call("Status")["version"]
+
+
+@contextmanager
+def daemon_ended_at_last(daemon: DaemonProcess) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        daemon.__exit__(None, None, None)
+
+
 def test_systemd_hears_that_it_is_ready_alive_and_stopping(daemon: DaemonProcess) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
         systemd.bind(str(daemon.base / "notify"))
@@ -116,6 +139,35 @@ def test_on_the_journal_each_line_has_its_priority(daemon: DaemonProcess) -> Non
     lines = daemon.log().splitlines()
     assert [line[:3] for line in lines if "libvirt cannot be reached" in line] == ["<4>"]
     assert all(line[:3] in ("<6>", "<4>") for line in lines), lines
+
+
+LARGE = [
+    "<domain><name>vm</name><devices>" + "<disk a='b'/>" * 70_000 + "</devices></domain>",
+    "<domain><name>vm</name><description>" + "x" * 4_000_000 + "</description></domain>",
+    "<domain><name>vm</name>" + "<cell id='1' cpus='1'/>" * 30_000 + "</domain>",
+    "<" * 1_000_000,
+]
+
+
+@pytest.mark.parametrize("rounds", [2, pytest.param(20, marks=pytest.mark.full)])
+def test_after_large_messages_it_is_as_small_as_before(daemon: DaemonProcess, rounds: int) -> None:
+    with daemon:
+        client.call("Status")
+        before = daemon.resident()
+        for xml in LARGE * rounds:
+            for method, parameters in (
+                ("Hook", {"xml": xml, "operation": "prepare", "suboperation": "begin", "domain": "vm"}),
+                ("Place", {"xml": xml, "caller": "test"}),
+                ("Disable", {"domain": xml}),
+            ):
+                try:
+                    client.call(method, parameters, timeout=300)
+                except DaemonError as error:
+                    assert "did not answer" not in error.what
+        deadline = time.monotonic() + 60
+        while daemon.resident() > before + 20e6 and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert (daemon.resident() - before) / 1e6 < 20
 
 
 def test_it_is_small(daemon: DaemonProcess) -> None:

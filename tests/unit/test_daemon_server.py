@@ -11,6 +11,8 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Optional
 
@@ -177,10 +179,62 @@ def test_what_is_no_call_ends_its_own_connection_only(daemon: DaemonProcess, gar
 
 
 def test_peers_that_vanish_are_forgotten(daemon: DaemonProcess) -> None:
-    for _ in range(2 * server.MAX_ANSWERED):
+    for _ in range(server.MAX_CONNECTIONS + 50):
         with connect(daemon.socket) as connection:
             connection.sendall(client.encode("Status") * 2)
     assert client.call("Status")["version"]
+
+
+@pytest.mark.parametrize("begun", [b"", client.encode("Status"), client.encode("Status")[:20]], ids=["silent", "idle", "half a message"])
+def test_connections_that_do_nothing_starve_nobody(daemon: DaemonProcess, begun: bytes) -> None:
+    large = client.encode("Hook", {"xml": UNKNOWN + " " * 300_000, "operation": "prepare", "suboperation": "begin", "domain": "vm"})
+    with ExitStack() as kept:
+        for _ in range(server.MAX_CONNECTIONS + 20):
+            connection = kept.enter_context(connect(daemon.socket))
+            connection.sendall(begun)
+            if begun.endswith(b"\0"):
+                assert receive(connection) is not None
+        assert client.call("Status")["version"]
+        assert (ask(daemon.socket, large) or {}).get("parameters", {}).get("exit") == 0
+
+
+def test_nothing_is_worked_out_for_who_has_hung_up(tmp_path: Path) -> None:
+    """However his call came: at once, or through streams."""
+    asked: list[str] = []
+    free = threading.Event()
+
+    def hook(parameters: server.Parameters) -> tuple[Mapping[str, Any], Any]:
+        asked.append(parameters["domain"])
+        return {"exit": 0, "xml": None, "message": None}, lambda: None
+
+    async def serve() -> None:
+        threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
+        for executor in threads:
+            executor.submit(free.wait)
+        served = server.Server({}, {"io.pcinuma.Hook": hook}, *threads)
+        await served.start(server.listen(tmp_path / "socket"))
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, knock)
+        await asyncio.sleep(0.3)  # the last of what they sent is read
+        free.set()
+        await loop.run_in_executor(None, stay)
+        await served.stop()
+
+    def call(domain: str, size: int) -> bytes:
+        xml = "x" * size
+        return client.encode("Hook", {"xml": xml, "operation": "prepare", "suboperation": "begin", "domain": domain})
+
+    def knock() -> None:
+        for size in (10, 50_000, 300_000):
+            with connect(tmp_path / "socket") as connection:
+                connection.sendall(call("gone", size))
+
+    def stay() -> None:
+        for size in (10, 300_000):
+            assert ask(tmp_path / "socket", call("there", size)) is not None
+
+    asyncio.run(serve())
+    assert asked == ["there", "there"]
 
 
 def test_a_message_without_end_is_cut_off(daemon: DaemonProcess) -> None:

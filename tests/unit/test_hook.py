@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import json
+import random
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -337,6 +339,32 @@ def test_only_the_owners_own_words_in_their_place_require_anything(tmp_path: Pat
 @pytest.mark.parametrize("python", ["/bin/false", "/nonexistent", "/usr/bin/env"])
 def test_an_interpreter_that_does_not_work_is_no_obstacle(tmp_path: Path, python: str) -> None:
     assert run(tmp_path / "nobody", STRICT, hook=installed(tmp_path, python=python)).returncode == 0
+
+
+@pytest.mark.parametrize("starts", [15, pytest.param(500, marks=pytest.mark.full)])
+def test_no_start_is_refused_while_the_daemon_is_killed_and_started_again(tmp_path: Path, host: Path, starts: int) -> None:
+    write_state(tmp_path / "state")
+    chance, over = random.Random(7), threading.Event()
+    placed = engine.place(UNPLACED, Request(host)).xml
+    daemon = DaemonProcess(tmp_path, host)
+
+    def kill_and_start() -> None:
+        while not over.is_set():
+            daemon.start()
+            over.wait(chance.uniform(0, 0.5))
+            daemon.stop(signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_and_start)
+    killer.start()
+    try:
+        for number in range(starts):
+            xml = (UNPLACED, placed)[number % 2]
+            shown = run(daemon.socket, xml)
+            assert (shown.returncode, shown.stderr) == (0, b"")
+            assert shown.stdout in (b"", placed)
+    finally:
+        over.set()
+        killer.join()
 
 
 def test_a_reader_that_goes_away_is_no_obstacle(daemon: DaemonProcess) -> None:

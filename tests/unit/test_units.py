@@ -12,7 +12,7 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parents[2]
 UNITS = sorted([*(CHECKOUT / "systemd").glob("*.service"), *(CHECKOUT / "systemd").glob("*.socket")])
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
-EXPOSURE = 15  # of 100; systemd calls everything below 50 at least "ok"
+EXPOSURE = {"pcinuma.service": 17, "pcinuma-proxy.service": 11}  # of 100; systemd calls everything below 50 at least "ok"
 
 
 def settings(unit: Path) -> dict[str, list[str]]:
@@ -46,13 +46,13 @@ def test_systemd_accepts_the_units(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("service", SERVICES, ids=lambda unit: unit.name)
 def test_a_service_is_hardened(service: Path) -> None:
-    security = subprocess.run(
-        ["systemd-analyze", "security", "--offline=true", f"--threshold={EXPOSURE}", str(service)], capture_output=True, text=True
-    )
+    threshold = f"--threshold={EXPOSURE[service.name]}"
+    security = subprocess.run(["systemd-analyze", "security", "--offline=true", threshold, str(service)], capture_output=True, text=True)
     assert security.returncode == 0, security.stdout
 
 
-def test_the_daemon_has_the_capability_that_it_gives_up_and_the_proxy_only_those_that_make_it_its_client() -> None:
+def test_each_service_has_only_the_capabilities_that_it_needs() -> None:
+    """What for is in the units; that it is enough is shown in their sandboxes on a booted systemd."""
     assert settings(CHECKOUT / "systemd/pcinuma.service")["CapabilityBoundingSet"] == ["CAP_SYS_ADMIN"]
     assert settings(CHECKOUT / "systemd/pcinuma-proxy.service")["CapabilityBoundingSet"] == ["CAP_SETUID CAP_SETGID"]
 

@@ -1,0 +1,65 @@
+"""The C library's heap: memory goes back to the system when the work that needed it is over.
+
+A request may be some megabytes of XML, and the tree of it fifty times that. By default glibc keeps what is freed: in one arena for
+each few threads, and above a limit that grows with what was freed once. So there are few arenas here, and what is free is handed back
+(``malloc_trim``) when the process has grown. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither; then nothing is done.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Optional
+
+_M_ARENA_MAX = -8
+ARENAS = 2
+GROWN = 4 * 1024 * 1024
+"""Bytes by which the process must have grown since memory was handed back last."""
+
+_libc: Optional[object] = None
+_smallest: Optional[int] = None
+
+
+def settle() -> None:
+    """Before the first thread starts."""
+    libc = _load()
+    if libc is not None:
+        libc.mallopt(_M_ARENA_MAX, ARENAS)  # type: ignore[attr-defined]
+
+
+def give_back() -> bool:
+    """Hand back what is free; whether that can be done here."""
+    libc = _load()
+    if libc is not None:
+        libc.malloc_trim(0)  # type: ignore[attr-defined]
+    return libc is not None
+
+
+def give_back_if_grown() -> None:
+    """:func:`give_back` if it is worth its milliseconds."""
+    global _smallest
+    now = _resident()
+    if _smallest is None or now < _smallest:
+        _smallest = now
+    elif now > _smallest + GROWN:
+        give_back()
+        _smallest = _resident()
+
+
+def _load() -> Optional[object]:
+    global _libc
+    if _libc is None:
+        try:
+            import ctypes  # not at the top: where memory may not become executable, some versions cannot even be imported
+
+            libc = ctypes.CDLL(None)
+            libc.malloc_trim.argtypes = [ctypes.c_size_t]
+            libc.mallopt.argtypes = [ctypes.c_int, ctypes.c_int]
+        except (ImportError, AttributeError, MemoryError, OSError):
+            return None
+        _libc = libc
+    return _libc
+
+
+def _resident() -> int:
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
