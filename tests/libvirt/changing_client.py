@@ -1,8 +1,11 @@
 """A client that changes definitions all the time, and keeps a record of what libvirt told it was done.
 
-``python -m tests.libvirt.changing_client URI FOLDER NAME SEED CHANGES``: several of these work on the same domains beside the daemon. A
-domain has a file in FOLDER, locked while somebody changes it: clients that overwrite each other's changes would lose them without
-pcinuma too. The file holds what the definition must say. Each change is unlike every other, so that none is taken for another.
+``python -m tests.libvirt.changing_client URI FOLDER NAME SEED CHANGES KINDS``: several of these work on the same domains beside the
+daemon. A domain has a file in FOLDER, locked while somebody changes it: clients that overwrite each other's changes would lose them
+without pcinuma too. The file holds what the definition must say. Each change is unlike every other, so that none is taken for another.
+
+KINDS is ``calls``, what libvirt itself changes in the definition that it has, or ``all``, also what is read, edited and defined: that may
+be read in the milliseconds in which another change is overwritten.
 
 What libvirt refuses is counted and changes nothing. It prints both counts.
 """
@@ -50,8 +53,9 @@ def interface(mac: str, mtu: int) -> str:
 class Client:
     """One connection's changes."""
 
-    def __init__(self, connection: libvirt.virConnect, name: str, chance: random.Random) -> None:
+    def __init__(self, connection: libvirt.virConnect, name: str, chance: random.Random, kinds: str) -> None:
         self._connection = connection
+        self._defines = kinds == "all"
         self._name = name
         self._chance = chance
         self._serial = 0
@@ -64,7 +68,8 @@ class Client:
         """One change that is possible as far as is known. Raises libvirtError if libvirt refuses it."""
         kinds: list[Callable[[libvirt.virDomain, State], None]] = [
             *(self.attach_disk, self.attach_disk, self.attach_interface, self.attach_device),
-            *(self.define, self.define, self.title, self.metadata, self.vcpus, self.memory),
+            *(self.title, self.metadata, self.vcpus, self.memory),
+            *([self.define, self.define] if self._defines else []),
             *([self.detach_disk] if state["disks"] else []),
             *([self.detach_interface, self.update_interface] if state["interfaces"] else []),
             *([self.detach_device] if state["devices"] else []),
@@ -206,7 +211,7 @@ def main() -> None:
     libvirt.registerErrorHandler(lambda _context, _error: None, None)
     connection = libvirt.open(uri)
     chance = random.Random(seed)
-    client = Client(connection, name, chance)
+    client = Client(connection, name, chance, sys.argv[6])
     done = refused = 0
     rounds = 0
     while done < changes:

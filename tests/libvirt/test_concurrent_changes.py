@@ -56,13 +56,18 @@ def await_quiet(host: PrivateLibvirt) -> None:
     until(lambda: time.time() - max(file.stat().st_mtime for file in folder.glob("*.xml")) > QUIET, "the daemon to be done", 60, 0.1)
 
 
-def change_all_the_time(host: PrivateLibvirt, daemon: RunningDaemon, folder: Path, *, clients: int, changes: int, seed: int) -> Figures:
+def change_all_the_time(
+    host: PrivateLibvirt, daemon: RunningDaemon, folder: Path, *, clients: int, changes: int, seed: int, kinds: str
+) -> Figures:
     """Have ``clients`` change definitions, ``changes`` in all, and look what became of it."""
     folder.mkdir()
     command = [sys.executable, "-m", "tests.libvirt.changing_client", host.uri, str(folder)]
     processes = [
         subprocess.Popen(
-            [*command, f"c{number}", str(seed * 100 + number), str(changes // clients)], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True
+            [*command, f"c{number}", str(seed * 100 + number), str(changes // clients), kinds],
+            cwd=CHECKOUT,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for number in range(clients)
     ]
@@ -89,7 +94,7 @@ def report(figures: Figures) -> None:
 
 def test_no_change_of_several_clients_is_lost(host: PrivateLibvirt, daemon: RunningDaemon, tmp_path: Path) -> None:
     seed = int(os.environ.get("PCINUMA_TEST_SEED", "1"))
-    figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=3, changes=600, seed=seed)
+    figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=3, changes=600, seed=seed, kinds="calls")
     report(figures)
     assert figures.changes >= 600
     if daemon.call("Status")["definitions"] == "fanotify":
@@ -101,7 +106,7 @@ def test_no_change_of_several_clients_is_lost(host: PrivateLibvirt, daemon: Runn
 
 @pytest.mark.full
 def test_none_of_ten_thousand_changes_is_lost(host: PrivateLibvirt, daemon: RunningDaemon, tmp_path: Path) -> None:
-    figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=4, changes=10000, seed=2)
+    figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=4, changes=10000, seed=2, kinds="all")
     report(figures)
     assert not figures.lost, daemon.log()
 
