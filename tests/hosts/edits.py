@@ -18,6 +18,7 @@ def with_device(source: str, address: Optional[str] = None) -> Edit:
     element = Domain().hostdev(source, address).devices[0].text()
 
     def edit(xml: bytes) -> bytes:
+        assert b"  </devices>" in xml
         return xml.replace(b"  </devices>", element.encode() + b"  </devices>", 1)
 
     return edit

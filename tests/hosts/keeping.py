@@ -31,6 +31,7 @@ def kept(xml: bytes) -> bytes:
     """``xml`` (q35 or i440fx) as libvirt keeps it."""
     root = etree.fromstring(xml)
     _Keeper(root).run()
+    etree.indent(root, space="  ")
     return etree.tostring(root) + b"\n"
 
 

@@ -281,7 +281,8 @@ class Lives(RuleBasedStateMachine):
             assert result.xml == xml, told
         else:
             found = faults(xml, result.xml, self.host, result.report(), fresh=False)
-            found += _gaps(xml, result.xml)
+            if ours(result.xml):  # once nothing is ours, what lay above our indexes is not ours to move down
+                found += _gaps(xml, result.xml)
             owners = address_faults(Guest.of(xml).completed())  # what the owner did to a slot
             found = [fault for fault in found if fault not in owners]
             if ours(xml) and not ours(result.xml) and _strangers_on_ours(xml):  # ports that somebody sits on are his now
@@ -395,8 +396,12 @@ def _text(xml: str) -> str:
 
 
 def _strangers_on_ours(xml: bytes) -> bool:
-    guest = Guest.of(xml)
-    return any(e.at and e.at.bus in ours(xml) for e in guest.endpoints if e.element is not None and not e.name.startswith("hostdev"))
+    """Whether something sits on a controller of ours that pcinuma did not put there."""
+    guest, owned, element = Guest.of(xml), set(ours(xml)), placement(xml)
+    recorded = {entry.get("source") for entry in element.findall(f"{NS}device")} if element is not None else set()
+    by_chance = [d for d in passed(xml) if d.at and d.at.bus in owned and d.source not in recorded]
+    others = [e for e in guest.endpoints if e.at and e.at.bus in owned and e.element is not None and not e.name.startswith("hostdev")]
+    return bool(by_chance or others)
 
 
 def _shown(xml: bytes, result: Result) -> str:
