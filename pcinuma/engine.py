@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Sequence
 
 from pcinuma.address import PciAddress
+from pcinuma.domain.aperture import manager_of
 from pcinuma.domain.edit import apply_plan, withdraw
 from pcinuma.domain.metadata import write_placement
 from pcinuma.domain.model import BACKED, Domain, MachineKind, Placement
@@ -23,6 +24,7 @@ from pcinuma.domain.xml import Document
 from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.attempt import Wish
 from pcinuma.placement.layout import EXPANDERS, Layout
+from pcinuma.placement.nothing import NO_CELLS_HINT, why_nothing
 from pcinuma.placement.plan import make_plan
 from pcinuma.placement.plan_model import NoRoom, Plan, Verdict
 from pcinuma.placement.reason import Outcome, Reason
@@ -116,6 +118,8 @@ class _Job:
         if self.seen.remarks:
             self.domain = self.domain._replace(warnings=(*self.domain.warnings, *self.seen.remarks))
         leave = self._reason_to_leave_alone()
+        if leave is not None and leave[0] is Reason.QEMU_COMMANDLINE and self.domain.placement is not None:
+            return self._taken_back(*leave)  # QEMU would plug that device into an expander of ours, and not start
         if leave is not None:
             return self._left_alone(*leave)
         if self.domain.problem is not None:
@@ -146,7 +150,8 @@ class _Job:
         if foreign is not None:
             return Reason.FOREIGN_EXPANDER, f"{Reason.FOREIGN_EXPANDER.sentence} (controller {foreign})"
         if not domain.cells and domain.placement is None:
-            return Reason.NO_CELLS, Reason.NO_CELLS.sentence
+            hint = NO_CELLS_HINT.get(manager_of(self.document.root))
+            return Reason.NO_CELLS, Reason.NO_CELLS.sentence + (f"; {hint}" if hint else "")
         return None
 
     def _place(self) -> Result:
@@ -163,16 +168,16 @@ class _Job:
             return self._no_room(wish, error)
         if plan.doubt is not None:
             self.domain = domain._replace(warnings=(*domain.warnings, self._doubtful(plan.doubt, stands)))
-        if domain.placement is None and not plan.seats:
-            return self._left_alone(Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence, plan)
         devices = tuple(line for line in device_reports(self.domain, self.seen, plan) if line.source not in followers)
+        if domain.placement is None and not plan.seats:
+            return self._left_alone(*self._why_nothing(devices), plan)
         if self.policy is Policy.REQUIRED:
             lacking = unmet(devices)
             if lacking is not None:
                 return self._refuse(lacking)
         if plan.empty and _says_the_same(plan.placement, domain.placement):
-            reason = Reason.ALREADY_PLACED if plan.seats else Reason.NOTHING_TO_PLACE
-            return self._as_it_is(Outcome.UNCHANGED, reason, reason.sentence, plan)
+            why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.seats else self._why_nothing(devices)
+            return self._as_it_is(Outcome.UNCHANGED, *why, plan)
         if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included
             return self._nothing_left()
         apply_plan(self.document, self.elements, plan)
@@ -182,6 +187,9 @@ class _Job:
             return Result(Outcome.PLACED, Reason.NOTHING_TO_PLACE, _NOTHING_LEFT, grouping, devices, xml, False, self.domain.warnings)
         message = plan.stepped_down or (None if plan.doubt is None else self._doubtful(plan.doubt, stands))
         return Result(Outcome.PLACED, None, message, grouping, devices, xml, False, self.domain.warnings)
+
+    def _why_nothing(self, devices: Sequence[DeviceReport]) -> tuple[Reason, str]:
+        return why_nothing(self.domain, devices, manager_of(self.document.root))
 
     def _nothing_left(self) -> Result:
         withdraw(self.document, self.domain, self.elements)
@@ -222,7 +230,8 @@ class _Job:
     def _left_alone(self, reason: Reason, message: str, plan: Optional[Plan] = None) -> Result:
         """Nothing to do; but a record of pcinuma's by which nothing is placed any more goes."""
         result = self._as_it_is(Outcome.UNCHANGED, reason, message, plan)
-        gone = self.recorded and self.domain.placement is None and reason in (Reason.NOTHING_TO_PLACE, Reason.NO_CELLS)
+        nothing = plan is not None or reason in (Reason.NOTHING_TO_PLACE, Reason.NO_CELLS)
+        gone = nothing and self.recorded and self.domain.placement is None
         if not gone or result.outcome is not Outcome.UNCHANGED:
             return result
         write_placement(self.document, None)

@@ -93,6 +93,7 @@ def device_reports(
             placed = home is not None and home in ours
             if fallback in (Reason.NO_ROOM, Reason.NO_APERTURE) and verdict is not None and verdict.target is not None and not placed:
                 reason = fallback
+        placed = placed and reason is not Reason.QEMU_OVERRIDE
         if placed and reason in _NOT_ASKED:
             reason = None  # it stands where it was put when that could be told
         host = seen.hosts.get(source)

@@ -86,7 +86,7 @@ class _Surveyor:
             if device.given is not Given.PCI:
                 continue
             if source in kept:
-                verdicts[source] = Verdict(None, Reason.KEPT)
+                verdicts[source] = Verdict(None, Reason.QEMU_OVERRIDE if source in self.domain.overridden else Reason.KEPT)
             elif device.problem is not None:
                 verdicts[source] = Verdict(None, Reason.BAD_VALUE)
             else:

@@ -23,6 +23,7 @@ from pcinuma.domain.model import Given
 from pcinuma.engine import DeviceReport, Result, place
 from pcinuma.errors import EXIT_DONE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
+from pcinuma.placement.mapping import cells_by_memory
 from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.printable import printable
 from pcinuma.settings import GroupBy
@@ -62,13 +63,15 @@ class Explained:
         return next((device for device in self.topology.devices if str(device.address) == report.device), None)
 
     def cell_by(self, report: DeviceReport) -> Optional[str]:
-        """What in the domain's XML makes the cell stand for the node: memnode or vcpupin (or nearest)."""
+        """What in the domain's XML makes the cell stand for the node: memnode or memory, or pinned vCPUs (or nearest)."""
         if report.guest_cell is None or report.host_node is None:
             return None
         if report.reason is Reason.NEAREST:
             return "nearest"
-        cells = {cell for cell, nodes in self.guest.domain.memnodes if report.host_node in nodes}
-        return "memnode" if cells == {report.guest_cell} else "vcpupin"
+        domain = self.guest.domain
+        if cells_by_memory(domain, report.host_node) != {report.guest_cell}:
+            return "vcpupin"
+        return "memnode" if any(cell == report.guest_cell for cell, _ in domain.memnodes) else "memory"
 
     def as_json(self) -> dict[str, Any]:
         """Plain data: the report of ``place``, and beside it what only explain knows."""

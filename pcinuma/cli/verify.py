@@ -40,7 +40,10 @@ Exit code 1 if any device fails.
 """
 
 # A device without a place of its own belongs on the default root; these reasons say so.
-_EXCUSES = (Reason.NO_AFFINITY, Reason.SEVERAL_NODES, Reason.NO_CELL, Reason.AMBIGUOUS_CELL, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI)
+_OWNERS = (Reason.KEPT, Reason.QEMU_OVERRIDE)
+_EXCUSES = (
+    *_OWNERS, Reason.NO_AFFINITY, Reason.SEVERAL_NODES, Reason.NO_CELL, Reason.AMBIGUOUS_CELL, Reason.UNASSIGNED, Reason.NOT_PCI,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,7 @@ def _judge_cell(report: DeviceReport, guest: Guest) -> Verdict:
     address = None if device is None else device.address
     seen = None if address is None else guest.cell(address)
     shown = None if address is None else str(address)
-    if report.reason in _EXCUSES and (seen is None or seen == report.guest_cell or report.reason is Reason.KEPT):
+    if report.reason in _EXCUSES and (seen is None or seen == report.guest_cell or report.reason in _OWNERS):
         return Verdict(report, shown, seen, True, sentence(report.reason.value))
     if report.guest_cell is not None and seen == report.guest_cell:
         return Verdict(report, shown, seen, True, "")

@@ -90,8 +90,8 @@ def read_firmware(root: etree._Element, system: Optional[etree._Element], parts:
     if not _is_uefi(root, system, parts, arguments):
         return None
     if arch == "aarch64":
-        return Firmware(_hole(root) or 512 * _GIB, None, 0, _HOST_CPU, _manager(root))
-    return Firmware(None, _told(root, arguments), _memory(root), _cpu(root, machine), _manager(root))
+        return Firmware(_hole(root) or 512 * _GIB, None, 0, _HOST_CPU, manager_of(root))
+    return Firmware(None, _told(root, arguments), _memory(root), _cpu(root, machine), manager_of(root))
 
 
 def _is_uefi(root: etree._Element, system: etree._Element, parts: Parts, arguments: list[str]) -> bool:
@@ -181,7 +181,7 @@ def _number(text: Optional[str]) -> Optional[int]:
     return int(text) if text and text.isascii() and text.isdigit() and 0 < len(text) < 4 else None
 
 
-def _manager(root: etree._Element) -> Manager:
+def manager_of(root: etree._Element) -> Manager:
     """By the namespaces that OpenStack Nova and oVirt use for their metadata."""
     for name in _namespaces(root):
         for beginning, manager in _MANAGERS:

@@ -105,8 +105,9 @@ class Domain(NamedTuple):
     cell id -> its vCPUs. ``memnodes``: (cell, host nodes); ``memory``: the host nodes of cells without a memnode. ``pins``: (cell, host
     CPUs that a vCPU of it is pinned to). ``others``: where devices are that are neither controllers nor passed through. ``multifunction``:
     those of the devices' addresses that say so. ``unaddressed``: for how many of the others libvirt will have to find an address.
-    ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``firmware``: of UEFI guests.
-    ``problem``: the first value in the XML that means nothing.
+    ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``commandline_pci``: an
+    argument that hands QEMU a PCI device; ``overridden``: sources of devices whose bus or address ``<qemu:override>`` sets.
+    ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing.
     """
 
     name: str
@@ -128,6 +129,7 @@ class Domain(NamedTuple):
     keep: frozenset[str]
     placement: Optional[Placement]
     commandline_pci: Optional[str]
+    overridden: frozenset[str]
     root_iommu: bool
     firmware: Optional[Firmware]
     problem: Optional[str]

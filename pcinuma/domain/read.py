@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Mapping, NamedTuple, Optional
 
 from lxml import etree
@@ -17,6 +17,7 @@ from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of, number, read_spot, shortened
 from pcinuma.domain.aperture import read_firmware
+from pcinuma.domain.commandline import NAMESPACE, NOTHING, Handed, aliases_of, overridden_places, read_commandline
 from pcinuma.domain.model import Controller, Domain, Given, MachineKind, Passthrough
 from pcinuma.domain.ownership import as_made
 from pcinuma.domain.passthrough import Named, read_passthrough
@@ -27,8 +28,6 @@ from pcinuma.errors import DomainError
 from pcinuma.ranges import HIGHEST, Ranges, parse_spans
 from pcinuma.settings import Policy
 
-_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-_OWN_PCI = re.compile(r"\bvfio-pci|\bpxb\b|\bpxb-|\bbus=[\"']?(pci|pcie)\b|\"bus\"\s*:\s*\"pci|\bpcie-root-port\b")
 _PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
 _SWITCHED: Mapping[Optional[str], bool] = {"on": True, "off": False}
 _Target = tuple[Optional[int], Optional[int], Optional[int], Optional[bool]]
@@ -113,6 +112,9 @@ class _Reader:
         if devices is not None:
             self._devices(devices, machine, pools)
         cells = self._cells()
+        placement = None if own.placement is None else as_made(own.placement, self.controllers, machine)
+        handed = self._commandline(placement.controllers if placement is not None else ())
+        overridden, elsewhere = self._overridden(pools)
         domain = Domain(
             name=self._text("name"),
             uuid=self._text("uuid") or None,
@@ -125,14 +127,15 @@ class _Reader:
             pins=self._pins(cells),
             controllers=self.controllers,
             devices=tuple(self.devices),
-            others=tuple(self.others),
+            others=(*self.others, *handed.occupied, *elsewhere),
             multifunction=frozenset(self.multifunction),
             unaddressed=self.unaddressed,
             policy=own.policy,
             group_by=own.group_by,
             keep=own.keep,
-            placement=None if own.placement is None else as_made(own.placement, self.controllers, machine),
-            commandline_pci=self._commandline(),
+            placement=placement,
+            commandline_pci=handed.argument,
+            overridden=overridden,
             root_iommu=self.root_iommu,
             firmware=read_firmware(self.root, self.top.get("os"), self.system),
             problem=self.problem,
@@ -342,13 +345,36 @@ class _Reader:
             self._trouble(error)
             return None
 
-    def _commandline(self) -> Optional[str]:
-        """The first argument by which the domain hands PCI devices or buses to QEMU itself."""
-        for argument in self._under(f"{_QEMU}commandline", f"{_QEMU}arg"):
-            value = argument.get("value", "")
-            if _OWN_PCI.search(value):
-                return value
-        return None
+    def _commandline(self, ours: Sequence[int]) -> Handed:
+        arguments = [argument.get("value", "") for argument in self._under(f"{NAMESPACE}commandline", f"{NAMESPACE}arg")]
+        if not arguments:
+            return NOTHING
+        kind = self.system.get("type")
+        on_x86 = kind is None or kind.get("arch") in (None, "x86_64", "i686")
+        return read_commandline(arguments, on_x86, self.controllers.keys() - set(ours))
+
+    def _overridden(self, pools: frozenset[str]) -> tuple[frozenset[str], list[PciAddress]]:
+        """The sources of devices whose place ``<qemu:override>`` decides, and where whatever it moves comes to sit."""
+        override, devices = self.top.get(f"{NAMESPACE}override"), self.top.get("devices")
+        places = overridden_places(override) if override is not None else {}
+        if not places or devices is None:
+            return frozenset(), []
+        named = {alias: element for element, alias in aliases_of(devices, pools)}
+        sources = {element: source for source, element in self.device_elements.items()}
+        addresses = {device.source: device.address for device in self.devices}
+        addresses_of_others = {element: address for address, element in self.others.items()}
+        found, occupied = set(), []
+        for alias, (bus, seat) in places.items():
+            element = named.get(alias)
+            source = sources.get(element) if element is not None else None
+            was = addresses.get(source) if source is not None else addresses_of_others.get(element) if element is not None else None
+            if source is not None:
+                found.add(source)
+            bus = was.bus if bus is None and was is not None else bus
+            seat = (was.slot, was.function) if seat is None and was is not None else seat
+            if seat is not None and bus is not None and (bus == 0 or bus in self.controllers):
+                occupied.append(PciAddress(0, bus, *seat))
+        return frozenset(found), occupied
 
 
 def _set(text: str, what: str) -> Ranges:

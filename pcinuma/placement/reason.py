@@ -26,6 +26,7 @@ class Reason(enum.Enum):
     AMBIGUOUS_CELL = "ambiguous-cell", "several guest cells could stand for the device's host node, and pcinuma does not guess"
     SEVERAL_NODES = "several-nodes", "the host says only that this device is local to several of its NUMA nodes, and pcinuma does not guess"
     KEPT = "kept", "the owner of the domain asked to keep this device where it is"
+    QEMU_OVERRIDE = "qemu-override", "<qemu:override> sets the bus or address of this device"
     UNASSIGNED = "unassigned", "the domain does not give this device to the guest (address type='unassigned')"
     NOT_PCI = "not-pci", "in this guest the device is no PCI device of its own"
     SHARED_SLOT = "shared-slot", "the device shares its guest slot with one that cannot move along"

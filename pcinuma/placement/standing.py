@@ -22,7 +22,7 @@ from pcinuma.placement.reason import Reason
 from pcinuma.placement.units import Unit
 from pcinuma.settings import GroupBy
 
-_STAYING = (Reason.KEPT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
+_STAYING = (Reason.KEPT, Reason.QEMU_OVERRIDE, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
 _T = TypeVar("_T", bound=Hashable)
 
 

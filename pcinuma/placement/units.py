@@ -46,10 +46,11 @@ def slot_of(address: PciAddress) -> tuple[int, int]:
 
 
 def kept_sources(domain: Domain) -> frozenset[str]:
-    """Sources of the devices that the owner keeps, those that share a guest slot with one included."""
-    if not domain.keep:
+    """Sources of the devices that the owner keeps, or places by ``<qemu:override>``, those that share a guest slot with one included."""
+    stays = domain.keep | domain.overridden
+    if not stays:
         return frozenset()
-    kept = {device.source for device in domain.devices if device.source in domain.keep}
+    kept = {device.source for device in domain.devices if device.source in stays}
     slots = {slot_of(device.address) for device in domain.devices if device.source in kept and device.address}
     return frozenset(kept | {d.source for d in domain.devices if d.address and slot_of(d.address) in slots})
 
@@ -95,8 +96,9 @@ def _verdict(members: list[Passthrough], verdicts: Mapping[str, Verdict]) -> tup
     """What counts for functions that move together."""
     found = [verdicts[member.source] for member in members]
     targets = [verdict.target for verdict in found if verdict.target is not None]
-    if any(verdict.reason is Reason.KEPT for verdict in found):
-        return None, Reason.KEPT
+    staying = [verdict.reason for verdict in found if verdict.reason in (Reason.KEPT, Reason.QEMU_OVERRIDE)]
+    if staying:
+        return None, staying[0]
     if not targets:
         return None, next((verdict.reason for verdict in found if verdict.reason is not None), None)
     elsewhere = any(verdict.reason in (Reason.NO_CELL, Reason.AMBIGUOUS_CELL) for verdict in found)

@@ -57,6 +57,8 @@ def _domain(source: DomainSource, root: Path, topology: Topology, decided: Optio
         if decided is not None and not decided["enabled"]:
             return warn(what, Reason.NOT_ENABLED.sentence, f"pcinuma plan {source.name}; pcinuma enable {source.name}")
         return warn(what, "its definition is not placed as the host is now", f"pcinuma plan {source.name}; pcinuma apply {source.name}")
+    if result.reason in (Reason.NO_CELL, Reason.AMBIGUOUS_CELL):
+        return warn(what, f"not placed: {why(result.report())}", explain)
     if result.reason is not Reason.ALREADY_PLACED:
         return passed(what, f"left as it is: {why(result.report())}")
     message = f"{placed_of(result.report())} placed" + (f", grouped by {result.group_by.value}" if result.group_by else "")
