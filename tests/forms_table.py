@@ -129,6 +129,7 @@ def table() -> str:
         "",
         "A domain that hands devices or buses to QEMU by `<qemu:commandline>` is left alone (`qemu-commandline`), and so is one whose",
         "devices sit on expanders that somebody else made (`foreign-expander`) or whose IOMMU is for the main root only (`iommu-bus`).",
+        "A device whose bus or address `<qemu:override>` sets stays where that puts it (`qemu-override`).",
         "",
         "## Machine types",
         "",

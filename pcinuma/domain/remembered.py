@@ -13,19 +13,22 @@ _ENTRIES = 2048
 _LONGEST = 300
 
 
-def remembered(meaning: Callable[[Attributes], _Meaning]) -> Callable[[Attributes], _Meaning]:
-    """``meaning``, which depends on its argument alone, computed once for each of the attributes that are usual."""
-    known: dict[Attributes, _Meaning] = {}
+class _Known(dict[Attributes, _Meaning]):
+    """What was asked for before; what is not there is looked up by ``dict`` itself, so that a hit costs no call of ours."""
 
-    def look_up(attributes: Attributes) -> _Meaning:
-        found = known.get(attributes)
-        if found is None:
-            found = meaning(attributes)
-            if sum([len(name) + len(value) for name, value in attributes]) <= _LONGEST:
-                if len(known) >= _ENTRIES:
-                    known.clear()
-                known[attributes] = found
+    def __init__(self, meaning: Callable[[Attributes], _Meaning]) -> None:
+        super().__init__()
+        self._meaning = meaning
+
+    def __missing__(self, attributes: Attributes) -> _Meaning:
+        found = self._meaning(attributes)
+        if sum([len(name) + len(value) for name, value in attributes]) <= _LONGEST:
+            if len(self) >= _ENTRIES:
+                self.clear()
+            self[attributes] = found
         return found
 
-    look_up.known = known  # type: ignore[attr-defined]  # for the test of what is kept
-    return look_up
+
+def remembered(meaning: Callable[[Attributes], _Meaning]) -> Callable[[Attributes], _Meaning]:
+    """``meaning``, which depends on its argument alone, computed once for each of the attributes that are usual."""
+    return _Known(meaning).__getitem__

@@ -40,7 +40,7 @@ PROCEDURES = frozenset({*_STARTS, *_CREATES, *_ATTACHES})
 
 _CONNECT_READ_ONLY = 1  # VIR_CONNECT_RO
 _AFFECT_LIVE, _AFFECT_CONFIG = 1, 2  # VIR_DOMAIN_AFFECT_…
-_MAYBE_PASSTHROUGH = re.compile(rb"<\s*(hostdev|interface)\b|\b(nvme|block)\b")
+_MAYBE_PASSTHROUGH = (b"<hostdev", b"<interface", b"nvme", b"block")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def read_call(message: Bytes) -> Start | Create | Attach | None:
         domain = _read_domain(message, offset)
         xml = wire.read_string(message, domain.end)
         live = header.procedure == Procedure.DOMAIN_ATTACH_DEVICE or _for_the_live_guest(wire.read_word(message, xml.end))
-        if live and _MAYBE_PASSTHROUGH.search(xml.value):
+        if live and any(word in xml.value for word in _MAYBE_PASSTHROUGH):
             return Attach(domain.uuid, xml)
     return None
 

@@ -177,6 +177,19 @@ def test_one_module_makes_parsers(source: Path) -> None:
     assert bool(made) == (source == CHECKOUT / "pcinuma/xml_parser.py"), made
 
 
+def test_no_regular_expression_is_for_xml() -> None:
+    """XML is bytes until a parser has read it; what the kernel writes is the host's."""
+    files = sorted((CHECKOUT / "pcinuma").rglob("*.py"))
+    found = {file.relative_to(CHECKOUT).parts[1] for file in files if _patterns_for_bytes(file.read_text())}
+    assert found <= {"host"} and _patterns_for_bytes("import re\nre.search(rb'<a', x)")
+
+
+def _patterns_for_bytes(text: str) -> list[bytes]:
+    calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("re.")]
+    first = [call.args[0] for call in calls if call.args]
+    return [node.value for node in first if isinstance(node, ast.Constant) and isinstance(node.value, bytes)]
+
+
 def test_the_search_for_parsers_finds_them() -> None:
     for text in ("etree.fromstring(x)", "from lxml.etree import XML", "etree.parse(f)", "import xml.sax", "from xml.parsers import expat"):
         assert _parsers_made(text), text
