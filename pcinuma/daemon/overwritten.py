@@ -96,7 +96,7 @@ def put(
 def read(domain: libvirt.virDomain) -> bytes:
     """The inactive definition, passwords included."""
     xml: str = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    return xml.encode()
+    return xml.replace("\r", "&#13;").encode()  # libvirt writes it raw, which reads as the end of a line
 
 
 class Wanted:

@@ -18,7 +18,7 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, Iterable, NamedTuple, Optional, TypeVar
 
@@ -32,7 +32,9 @@ VERSION = 2
 DEFAULT_FOLDER = "/var/lib/pcinuma"
 FILE = "state.json"
 SAVE_DELAY = 0.1
-"""Seconds in which changes gather before they are written."""
+"""Seconds in which changes gather before they are written; with thousands of domains more (:data:`SHARE`)."""
+SHARE = 20
+"""What writing took, this many times, passes until the next."""
 TRY_AGAIN = 5.0
 
 T = TypeVar("T")
@@ -80,15 +82,19 @@ class Content(NamedTuple):
 
 def to_json(domains: dict[str, Record]) -> bytes:
     """The file's content; the same records give the same bytes."""
-    records = {
-        uuid: {
-            "name": record.name,
-            "decision": asdict(record.decision) if record.decision else None,
-            "ran_with": [str(address) for address in sorted(record.ran_with)],
-        }
+    records = (
+        json.dumps(uuid)
+        + ": "
+        + json.dumps(
+            {
+                "name": record.name,
+                "decision": vars(record.decision) if record.decision else None,
+                "ran_with": [str(address) for address in sorted(record.ran_with)],
+            }
+        )
         for uuid, record in sorted(domains.items())
-    }
-    return json.dumps({"version": VERSION, "domains": records}, indent=1).encode()
+    )
+    return ('{"version": %d, "domains": {\n' % VERSION + ",\n".join(records) + "\n}}\n").encode()
 
 
 def from_json(data: bytes) -> Content:
@@ -217,6 +223,7 @@ class StateFile:
         self._thread = ThreadPoolExecutor(1, "state")
         self._timer: Optional[asyncio.TimerHandle] = None
         self._failed: Optional[str] = None
+        self._took = 0.0
 
     @property
     def problems(self) -> list[str]:
@@ -226,7 +233,7 @@ class StateFile:
     def changed(self) -> None:
         """What is remembered of domains changed: it will be written in a moment."""
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(SAVE_DELAY, self._write_soon)
+            self._timer = asyncio.get_running_loop().call_later(max(SAVE_DELAY, SHARE * self._took), self._write_soon)
 
     async def written(self) -> bool:
         """Write what is remembered as it is now; return whether it is on the disk."""
@@ -283,7 +290,10 @@ class StateFile:
 
     def _write_soon(self) -> None:
         self._timer = None
-        self._thread.submit(self._write, to_json(self._state.domains))
+        began = time.monotonic()
+        content = to_json(self._state.domains)
+        self._took = time.monotonic() - began
+        self._thread.submit(self._write, content)
 
     def _write(self, data: bytes) -> bool:
         if self._state.old is not None:

@@ -60,3 +60,20 @@ def test_disabling_on_a_full_disk_fails_and_what_is_lost_of_choices_touches_noth
         daemon.kill()
         daemon.start()
         assert "was lost" not in pcinuma(host, "check")[1]
+
+
+@pytest.fixture(scope="module")
+def characters(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
+    require()
+    with PrivateLibvirt(host_tree=small_host(tmp_path_factory.mktemp("host"))) as host, RunningDaemon(host):
+        yield host
+
+
+@pytest.mark.parametrize("character", ["&#13;", "&#133;", "&#127;", "&#8232;", "&#8238;"])
+def test_a_domain_is_placed_whatever_its_name_and_title_hold(characters: PrivateLibvirt, character: str) -> None:
+    """libvirt writes a carriage return raw, and who reads that sees the end of a line: another name, another title."""
+    xml = guest("x", [GPU_0, GPU_1], policy="required")
+    domain = characters.connect().defineXML(xml.replace("<name>x</name>", f"<name>a{character}b</name><title>c{character}d</title>"))
+    name = domain.name()
+    until(lambda: cells(domain.XMLDesc(0)) == {GPU_0: 0, GPU_1: 1}, "the domain to be placed")
+    assert (domain.name(), f"<title>c{name[1]}d</title>" in domain.XMLDesc(0)) == (name, True)
