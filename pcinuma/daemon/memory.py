@@ -1,8 +1,8 @@
 """The C library's heap: memory goes back to the system when the work that needed it is over.
 
 A request may be some megabytes of XML, and the tree of it fifty times that. By default glibc keeps what is freed: in one arena for
-each few threads, and above a limit that grows with what was freed once. So there are few arenas here, and what is free is handed back
-(``malloc_trim``) when the process has grown. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither; then nothing is done.
+each few threads, and above a limit that grows with what was freed once. So there are few arenas here, the limit is fixed, and what is
+free is handed back (``malloc_trim``) when the process has grown. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither; then nothing is done.
 """
 
 from __future__ import annotations
@@ -10,8 +10,10 @@ from __future__ import annotations
 import os
 from typing import Optional
 
-_M_ARENA_MAX = -8
+_M_ARENA_MAX, _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -8, -3, -1
 ARENAS = 2
+LARGE = 128 * 1024
+"""Bytes from which on a piece of memory is mapped by itself, so that it goes back alone; setting it keeps glibc from raising it."""
 GROWN = 4 * 1024 * 1024
 """Bytes by which the process must have grown since memory was handed back last."""
 
@@ -23,7 +25,8 @@ def settle() -> None:
     """Before the first thread starts."""
     libc = _load()
     if libc is not None:
-        libc.mallopt(_M_ARENA_MAX, ARENAS)  # type: ignore[attr-defined]
+        for parameter, value in ((_M_ARENA_MAX, ARENAS), (_M_MMAP_THRESHOLD, LARGE), (_M_TRIM_THRESHOLD, LARGE)):
+            libc.mallopt(parameter, value)  # type: ignore[attr-defined]
 
 
 def give_back() -> bool:

@@ -107,10 +107,15 @@ class _Merge:
             before, present = old.get(key), now.get(key)
             if before is not None and content(before) == content(element):
                 continue
-            if present is None:
+            if present is None and before is not None and _is_group(element):
+                group = now[key] = self._add(onto, etree.Element(element.tag), key, new, now)  # emptied by one, altered by the other
+                self.element(before, element, group, _named(path, key))
+                if not len(group) and not group.attrib:
+                    onto.remove(now.pop(key))
+            elif present is None:
                 if before is not None:
                     self.conflicts.append(_named(path, key))  # changed by one, removed by the other
-                now[key] = self._add(onto, element, new, now)
+                now[key] = self._add(onto, _copied(element), key, new, now)
             elif content(present) != content(element):
                 self._both(before, element, present, _named(path, key), now, key)
 
@@ -150,15 +155,14 @@ class _Merge:
                 del onto.attrib[name]
 
     def _add(
-        self, onto: etree._Element, element: etree._Element, new: dict[Key, etree._Element], now: dict[Key, etree._Element]
+        self, onto: etree._Element, new_one: etree._Element, key: Key, new: dict[Key, etree._Element], now: dict[Key, etree._Element]
     ) -> etree._Element:
-        """Add a copy behind what it stands behind in theirs."""
-        new_one = _copied(element)
+        """Add ``new_one``, which theirs has under ``key``, behind what it stands behind there."""
         previous = None
-        for key, other in new.items():
-            if other is element:
+        for other in new:
+            if other == key:
                 break
-            previous = now.get(key, previous)
+            previous = now.get(other, previous)
         if previous is not None and previous.getparent() is onto:
             previous.addnext(new_one)
         else:
