@@ -2,7 +2,8 @@
 
 A request may be some megabytes of XML, and the tree of it fifty times that. By default glibc keeps what is freed: in one arena for
 each few threads, and above a limit that grows with what was freed once. So there are few arenas here, the limit is fixed, and what is
-free is handed back (``malloc_trim``) when the process has grown. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither; then nothing is done.
+free is handed back (``malloc_trim``) when the process has grown. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither;
+then nothing is done.
 """
 
 from __future__ import annotations
