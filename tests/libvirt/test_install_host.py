@@ -86,6 +86,8 @@ def test_without_systemd_what_it_says_word_for_word_leads_to_a_placed_domain(hos
     assert ("libvirtd -d" in commands) is not running
     host.run(["sh", "-euc", "\n".join(commands)])
     until(lambda: host.virsh("list", check=False).returncode == 0, "libvirtd to answer", interval=0.1)
+    # What is there when the daemon lists the domains for the first time is left alone.
+    until(lambda: host.path("/var/lib/pcinuma/existing/README").exists(), "the daemon to have listed the domains", interval=0.1)
     host.run(["virsh", "-q", "define", "/dev/stdin"], input=guest("new", [GPU_0, GPU_1]))
     until(lambda: cells(inactive(host, "new")) == PLACED, "the domain to be placed", interval=0.1)
     assert "placed" in host.run(["pcinuma", "status"]).stdout
