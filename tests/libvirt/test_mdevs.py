@@ -27,7 +27,9 @@ def hostdev(uuid: str) -> str:
 
 
 def define_mdev(host: PrivateLibvirt, uuid: str, parent: str) -> None:
-    """What ``mdevctl define`` writes."""
+    """What ``mdevctl define`` writes, in the folders of its package, without which it lists nothing."""
+    for scripts in ("callouts", "notifiers"):
+        (host.path("/etc/mdevctl.d/scripts.d") / scripts).mkdir(parents=True, exist_ok=True)
     folder = host.path("/etc/mdevctl.d") / parent
     folder.mkdir(parents=True, exist_ok=True)
     (folder / uuid).write_text(json.dumps({"mdev_type": "nvidia-557", "start": "manual", "attrs": []}))
