@@ -18,14 +18,15 @@ NO_CELLS_HINT = {
     Manager.OVIRT: "'NUMA Pinning' in the VM's host settings gives the guest cells that are bound to host nodes",
 }
 _BY_CELL = (Reason.AMBIGUOUS_CELL, Reason.NO_CELL)
-_LAST = (Reason.NO_AFFINITY, Reason.UNASSIGNED, Reason.NOT_PCI)
+_NO_DEVICE = (Reason.UNASSIGNED, Reason.NOT_PCI)
+"""The guest gets no PCI device there, so it is nothing to place."""
 
 
 def why_nothing(domain: Domain, devices: Sequence[DeviceReport], manager: Manager) -> tuple[Reason, str]:
     """The reason that counts for the whole domain, and a sentence about it: what its owner can change comes first."""
     found: dict[Reason, list[DeviceReport]] = {}
     for device in devices:
-        if device.reason is not None:
+        if device.reason is not None and device.reason not in _NO_DEVICE:
             found.setdefault(device.reason, []).append(device)
     if not found:
         return Reason.NOTHING_TO_PLACE, Reason.NOTHING_TO_PLACE.sentence
@@ -41,7 +42,7 @@ def why_nothing(domain: Domain, devices: Sequence[DeviceReport], manager: Manage
 
 def _rank(reason: Reason) -> int:
     """What its owner can mend by a cell counts most, what the host does not know least; between them, what comes first."""
-    return _BY_CELL.index(reason) - len(_BY_CELL) if reason in _BY_CELL else 1 + _LAST.index(reason) if reason in _LAST else 0
+    return _BY_CELL.index(reason) - len(_BY_CELL) if reason in _BY_CELL else int(reason is Reason.NO_AFFINITY)
 
 
 def _hint(domain: Domain, node: int, manager: Manager) -> Optional[str]:
