@@ -55,6 +55,8 @@ WORKERS = 3
 HOST_SETTLES = 0.5
 """Seconds in which node-device events gather: a physical function that makes its virtual ones sends one event each."""
 EVENT_TAKES = 0.03
+EVENT_IS_LATE = 1.0
+"""Seconds for which a definition of an unknown domain counts as one that libvirt will tell of: on a busy machine, or none if it is gone."""
 LATER = 1.0
 """Seconds until a domain is looked at where most likely nothing is to be done: who defines and starts in one go is through by then."""
 SETTLED = 10.0
@@ -172,13 +174,16 @@ class Reconciler:
         once. A crowd gains nothing by that."""
         return None if self._heard or not self._agenda.idle else definition.ask_ahead(domain, self._files, self._executor)
 
-    def _definition_written(self, uuid: Optional[str]) -> None:
+    def _definition_written(self, uuid: Optional[str], patience: float = EVENT_IS_LATE) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
         self._written += 1
-        asyncio.get_running_loop().call_later(EVENT_TAKES, self._look_without_event, uuid)
+        asyncio.get_running_loop().call_later(EVENT_TAKES, self._look_without_event, uuid, patience)
 
-    def _look_without_event(self, uuid: Optional[str]) -> None:
+    def _look_without_event(self, uuid: Optional[str], patience: float) -> None:
         self._written -= 1
+        if uuid is not None and uuid not in self.known and patience > 0:
+            self._definition_written(uuid, patience - EVENT_TAKES)  # of a new domain only the event tells
+            return
         for each in [uuid] if uuid is not None else list(self.known):
             known = self.known.get(each)
             if known is None or self._files.last(each) <= max(known.looked_at, known.noted):
