@@ -79,6 +79,7 @@ def test_what_a_person_chose_stays_with_the_uuid_whatever_it_is_called(world: Wo
     until(lambda: not world.daemon.call("Status")["domains"], "the daemon to forget it")
 
 
+@pytest.mark.full
 def test_a_few_lives_of_domains(world: World) -> None:
     live(world, lives=8, steps=25)
 
