@@ -103,6 +103,7 @@ class DefinitionFiles:
         self._number = 0
         self._last: OrderedDict[str, int] = OrderedDict()
         self._forgotten = 0
+        self._untold = 0
         self._followed: dict[str, list[Followed]] = {}
         try:
             self._watch = open_watch()
@@ -190,9 +191,21 @@ class DefinitionFiles:
             self._changed(uuid)
         elif self._loop is not None:
             try:
-                self._loop.call_soon_threadsafe(self._changed, uuid)
+                self._loop.call_soon_threadsafe(self._tell, uuid)
+                self._untold += 1
             except RuntimeError:
                 pass  # the loop has ended, and the daemon with it
+
+    def _tell(self, uuid: Optional[str]) -> None:
+        with self.lock:
+            self._untold -= 1
+        self._changed(uuid)
+
+    @property
+    def untold(self) -> int:
+        """How many writes another thread has read, of which the event loop will be told in a moment."""
+        with self.lock:
+            return self._untold
 
     def last(self, uuid: str) -> int:
         """The number of the last write of a domain, or of one that was certainly not before that; as of the last :meth:`now`."""

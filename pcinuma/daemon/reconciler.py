@@ -253,7 +253,8 @@ class Reconciler:
         file is written by then. The look that comes later for safety's sake (:meth:`check_later`) does not count."""
         self._files.now()
         calming = sum(known.calm is not None for known in self.known.values())
-        return self._agenda.size + len(self._checks) + self._written + calming + (self._host_changed is not None)
+        written = self._written + self._files.untold
+        return self._agenda.size + len(self._checks) + written + calming + (self._host_changed is not None)
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""

@@ -90,6 +90,33 @@ def test_without_fanotify_a_version_that_is_missed_is_never_taken_for_another(tm
     asyncio.run(run())
 
 
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(elsewhere=st.lists(st.booleans(), min_size=1, max_size=10))
+def test_whichever_thread_reads_a_write_it_has_been_told_or_is_counted(tmp_path: Path, elsewhere: list[bool]) -> None:
+    async def run() -> None:
+        told: list[str | None] = []
+        files = DefinitionFiles(told.append, tmp_path)
+        os.close(files._watch.fileno()) if files._watch else None
+        files._watch = fanotify()
+        files.watch()
+        for number, by_thread in enumerate(elsewhere, 1):
+            rewrite(tmp_path, "vm-0", definition(UUIDS[0], str(number)))
+            if by_thread:
+                thread = threading.Thread(target=files.now)
+                thread.start()
+                thread.join()
+            else:
+                files.now()
+            assert len(told) + files.untold == number
+        while files.untold:
+            await asyncio.sleep(0)
+        assert len(told) == len(elsewhere)
+        asyncio.get_running_loop().remove_reader(files._watch.fileno())
+        os.close(files._watch.fileno())
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("watch", [fanotify, inotify])
 def test_only_what_is_followed_is_kept_and_everything_is_numbered(tmp_path: Path, watch: Callable[[], Watch]) -> None:
     async def run() -> None:
