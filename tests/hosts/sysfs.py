@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections import Counter
 from pathlib import Path
 from typing import Optional
 
@@ -41,6 +42,7 @@ class Writer:
         self.sys = str(sys)
         self.bar = 0x380000000000
         self.group = 0
+        self.in_slot = Counter(address.rsplit(".", 1)[0] for address in host.functions)
 
     def write(self) -> None:
         for folder in (
@@ -233,8 +235,7 @@ class Writer:
         kind, config = function.kind, bytearray(256)
         struct.pack_into("<HHHH", config, 0, kind.vendor, kind.device, 0x0406, 0x0010)
         struct.pack_into("<I", config, 8, kind.class_code << 8 | 1)
-        slot, _ = function.address.rsplit(".", 1)
-        multifunction = any(other != function.address and other.rsplit(".", 1)[0] == slot for other in self.host.functions)
+        multifunction = self.in_slot[function.address.rsplit(".", 1)[0]] > 1
         bridge = function.port_type in (ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI)
         config[0x0E] = (1 if bridge else 0) | (0x80 if multifunction else 0)
         if bridge:
