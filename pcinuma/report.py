@@ -8,10 +8,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Sequence
 
-from pcinuma.domain.model import BACKED, Domain, Form, Given
+from pcinuma.model import BACKED, Domain, Form, Given
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.plan_model import Plan
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.plan import Plan
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.survey import Survey
 

@@ -1,6 +1,6 @@
 """The survey: for one domain, what the host says about each passthrough device that counts.
 
-It joins the two frozen sides, a :class:`~pcinuma.domain.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into verdicts: a
+It joins the two frozen sides, a :class:`~pcinuma.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into verdicts: a
 target (cell, root complex, switches) or a reason. Every device is looked at even after one gave trouble, so that a report is whole; a
 device that cannot be read makes the whole domain fall back (``trouble``).
 """
@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import BACKED, Domain, Form, Given, Passthrough
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.place import HostReader, Place
+from pcinuma.model import BACKED, Domain, Form, Given, Passthrough
 from pcinuma.placement.aperture import Aperture, firmware_range
 from pcinuma.placement.mapping import Mapped, NodeFacts, map_node, map_nodes
-from pcinuma.placement.plan_model import Target, Verdict
-from pcinuma.placement.reason import Reason
 from pcinuma.placement.units import kept_sources, shares_slot
+from pcinuma.plan import Target, Verdict
+from pcinuma.reason import Reason
 from pcinuma.settings import Unaligned
 
 _WITH_BARS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV, Form.NETWORK_POOL)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from pcinuma.cli.guest import Guest
-from pcinuma.domain.model import Controller
+from pcinuma.model import Controller
 from pcinuma.printable import printable
 
 _PASSWORD = re.compile(r"""(\bpasswd=)("[^"]*"|'[^']*')""")

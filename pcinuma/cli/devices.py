@@ -16,10 +16,10 @@ from lxml import etree
 from pcinuma.address import PciAddress
 from pcinuma.cli.sources import is_file
 from pcinuma.domain.backing import read_backed
-from pcinuma.domain.model import Form
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.xml import Document, parts_of
 from pcinuma.errors import LibvirtError, UnusableInput
+from pcinuma.model import Form
 from pcinuma.xml_parser import parse
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\Z")

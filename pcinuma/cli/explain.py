@@ -19,13 +19,13 @@ from pcinuma.cli.sources import DomainSource, read_source
 from pcinuma.cli.trees import device_state
 from pcinuma.cli.verify import Verdict, judge_devices
 from pcinuma.cli.words import command, fell_back, names, placed_of, reasons, sentence, why
-from pcinuma.domain.model import Given
 from pcinuma.engine import DeviceReport, Result, place
 from pcinuma.errors import EXIT_DONE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
+from pcinuma.model import Given
 from pcinuma.placement.mapping import cells_by_memory
-from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.printable import printable
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 
 NAME = "explain"

@@ -19,8 +19,8 @@ from pcinuma.cli.guest import SWITCH, Guest
 from pcinuma.cli.sources import DomainSource
 from pcinuma.engine import Result, place
 from pcinuma.host.topology import HostDevice, Topology
-from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.printable import printable
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 
 LINK_BELOW_ROOT_PORT = "16 GT/s x32"

@@ -1,6 +1,6 @@
 """A domain's PCI hierarchy: which controllers are above an address, and which cell the guest sees for it.
 
-A view on :class:`pcinuma.domain.model.Domain` for drawing and for judging. Strange values are no error here: what cannot be read is left
+A view on :class:`pcinuma.model.Domain` for drawing and for judging. Strange values are no error here: what cannot be read is left
 out, so that a command can show a domain that placement refuses.
 """
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from typing import Container, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import BACKED, Controller, Domain, Passthrough
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
+from pcinuma.model import BACKED, Controller, Domain, Passthrough
 
 EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
 SWITCH = "pcie-switch-upstream-port"

@@ -17,8 +17,8 @@ from pcinuma.cli.trees import Passed, device_state, guest_rows, letters, tags
 from pcinuma.cli.words import cell, command, fell_back, is_fallback, node, placed_of, reasons, sentence, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import read_topology
-from pcinuma.placement.reason import Reason
 from pcinuma.printable import printable, printable_lines
+from pcinuma.reason import Reason
 
 REPLAN_HELP = "lay the domain out afresh instead of keeping what is in place"
 NAME = "plan"

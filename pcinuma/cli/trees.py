@@ -14,8 +14,8 @@ from typing import Mapping, Optional, Sequence
 from pcinuma.cli.describe import Describer, count, is_chipset, is_endpoint, size
 from pcinuma.cli.guest import SWITCH, Guest
 from pcinuma.cli.screen import PALETTE, Row, Screen
-from pcinuma.domain.model import Controller, Given, Passthrough
 from pcinuma.host.topology import HostDevice, Topology
+from pcinuma.model import Controller, Given, Passthrough
 from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
 

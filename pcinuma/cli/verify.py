@@ -23,8 +23,8 @@ from pcinuma.cli.words import cell, command, node, sentence
 from pcinuma.engine import DeviceReport, place
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
-from pcinuma.placement.reason import Reason
 from pcinuma.printable import printable
+from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 
 NAME = "verify"

@@ -1,6 +1,6 @@
 """Reports in words: one place that turns outcomes and reason codes into the sentences that people read.
 
-The sentences themselves are :class:`pcinuma.placement.reason.Reason`'s; nothing here says them in other words. Reports hold names and
+The sentences themselves are :class:`pcinuma.reason.Reason`'s; nothing here says them in other words. Reports hold names and
 messages that others wrote (a domain's, libvirt's), so whatever comes out of here is printable.
 """
 
@@ -9,8 +9,8 @@ from __future__ import annotations
 import shlex
 from typing import Any, Iterable, Mapping, Optional
 
-from pcinuma.placement.reason import Outcome, Reason
 from pcinuma.printable import printable
+from pcinuma.reason import Outcome, Reason
 
 _SENTENCES = {reason.value: reason.sentence for reason in Reason}
 _NOT_NOW = (Reason.MANAGED_SAVE.value, Reason.CONTENDED.value)

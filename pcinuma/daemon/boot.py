@@ -15,7 +15,7 @@ from pcinuma.address import PciAddress
 from pcinuma.daemon.glance import glance, mentions_us
 from pcinuma.daemon.standing import all_stand, as_it_is, parse, strangers, with_standing
 from pcinuma.engine import Request, Result
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
 UNPLACED = "it starts with its devices where they were before; the placement counts from its next start"

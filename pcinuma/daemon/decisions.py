@@ -15,7 +15,7 @@ from pcinuma.address import PciAddress
 from pcinuma.daemon.log import log
 from pcinuma.daemon.state import Decision, Record, State, StateFile
 from pcinuma.engine import Result
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
 

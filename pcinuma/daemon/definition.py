@@ -34,7 +34,7 @@ from pcinuma.daemon.stale import Stale
 from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
 from pcinuma.engine import Request, Result
 from pcinuma.errors import LibvirtError, PcinumaError
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
 PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)

@@ -14,13 +14,13 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.edit import set_address
-from pcinuma.domain.model import Domain, Given
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
+from pcinuma.model import Domain, Given
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.plan_model import Target
+from pcinuma.plan import Target
 from pcinuma.settings import GroupBy, Policy
 from pcinuma.survey import survey
 from pcinuma.xml_parser import parse

@@ -47,7 +47,7 @@ from pcinuma.daemon.starts import Starts
 from pcinuma.daemon.state import State, StateFile
 from pcinuma.engine import Request
 from pcinuma.errors import PcinumaError
-from pcinuma.placement.reason import Reason
+from pcinuma.reason import Reason
 from pcinuma.settings import Policy, Settings
 
 WORKERS = 3

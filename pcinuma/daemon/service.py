@@ -28,7 +28,7 @@ from pcinuma.daemon.server import Handler, Parameters, Urgent
 from pcinuma.daemon.standing import as_it_is, parse
 from pcinuma.daemon.state import StateFile
 from pcinuma.errors import UnusableInput
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Policy
 
 LONGEST = 1 << 20

@@ -11,11 +11,11 @@ from dataclasses import replace
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import BACKED, Domain
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Result
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.model import BACKED, Domain
+from pcinuma.reason import Outcome, Reason
 
 _BACKED = tuple(form.value for form in BACKED)
 

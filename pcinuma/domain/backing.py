@@ -15,9 +15,9 @@ from typing import Optional
 
 from lxml import etree
 
-from pcinuma.domain.model import Form, Given
 from pcinuma.domain.passthrough import Named
 from pcinuma.domain.xml import Parts
+from pcinuma.model import Form, Given
 
 _MODELS = ("virtio", "virtio-non-transitional")
 

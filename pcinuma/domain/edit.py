@@ -13,12 +13,12 @@ from lxml import etree
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of
-from pcinuma.domain.model import Controller, Domain, Original, Placement
 from pcinuma.domain.ownership import removable
 from pcinuma.domain.read import Elements
 from pcinuma.domain.seats import Seats, takes_devices
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
-from pcinuma.placement.plan_model import Plan
+from pcinuma.model import Controller, Domain, Original, Placement
+from pcinuma.plan import Plan
 
 NO_ADDRESS = PciAddress(0, 0, 0, 0)
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))

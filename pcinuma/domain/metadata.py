@@ -13,10 +13,10 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.address import attributes_of, number, original_attributes
-from pcinuma.domain.model import Original, Placement
 from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.xml import Document, append, attribute, child, insert_after, insert_first, remove, space_before
 from pcinuma.errors import DomainError
+from pcinuma.model import Original, Placement
 from pcinuma.settings import GroupBy, Policy
 
 NAMESPACE = "urn:pcinuma:domain:1"

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller, MachineKind, Placement
+from pcinuma.model import Controller, MachineKind, Placement
 
 _BELOW = {
     "pcie-root-port": ("pcie-expander-bus",),

@@ -11,13 +11,13 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.address import read_host_address
-from pcinuma.domain.model import Form, Given
 from pcinuma.domain.xml import Parts, child
 from pcinuma.errors import DomainError
+from pcinuma.model import Form, Given
 
 
 class Named(NamedTuple):
-    """A device of the host as an element names it; the fields are those of :class:`~pcinuma.domain.model.Passthrough`."""
+    """A device of the host as an element names it; the fields are those of :class:`~pcinuma.model.Passthrough`."""
 
     source: str
     form: Form

@@ -1,4 +1,4 @@
-"""From a domain's XML to a :class:`~pcinuma.domain.model.Domain`, in one pass over ``<devices>``.
+"""From a domain's XML to a :class:`~pcinuma.model.Domain`, in one pass over ``<devices>``.
 
 Values that mean nothing do not raise here: the device or the domain carries the sentence as its ``problem``, so that a report can still
 list every device. Numbers and lists are read as libvirt reads them.
@@ -18,13 +18,13 @@ from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of, number, read_spot, shortened
 from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.commandline import NAMESPACE, NOTHING, Handed, aliases_of, overridden_places, read_commandline
-from pcinuma.domain.model import Controller, Domain, Given, MachineKind, Passthrough
 from pcinuma.domain.ownership import as_made
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.slots import implied_devices, wants_slot
 from pcinuma.domain.xml import Document, Parts, child, parts_of
 from pcinuma.errors import DomainError
+from pcinuma.model import Controller, Domain, Given, MachineKind, Passthrough
 from pcinuma.ranges import HIGHEST, Ranges, parse_spans
 from pcinuma.settings import Policy
 

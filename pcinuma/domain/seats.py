@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller
+from pcinuma.model import Controller
 
 _PORTS = ("pcie-root-port", "pcie-switch-downstream-port")
 _TAKE_NO_DEVICE = ("pcie-expander-bus", "pcie-switch-upstream-port")

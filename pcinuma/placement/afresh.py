@@ -9,8 +9,8 @@ Only those that fill a gap in the indexes go, to come back where the gap does.
 from __future__ import annotations
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller, Domain
 from pcinuma.domain.ownership import removable
+from pcinuma.model import Controller, Domain
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.standing import must_stay
 from pcinuma.placement.units import Unit

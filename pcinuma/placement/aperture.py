@@ -25,7 +25,7 @@ from typing import Mapping, NamedTuple, Optional, Sequence
 
 from pcinuma.domain.aperture import Firmware, Manager
 from pcinuma.placement import remedy
-from pcinuma.placement.plan_model import NoRoom
+from pcinuma.plan import NoRoom
 
 _MIB, _GIB = 1 << 20, 1 << 30
 _IO_PORTS, _IO_DEVICES = 10, 8

@@ -16,16 +16,16 @@ from operator import attrgetter
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, MachineKind, Original, Passthrough, Placement
+from pcinuma.model import Domain, MachineKind, Original, Passthrough, Placement
 from pcinuma.placement.afresh import means_the_same, withdrawn
 from pcinuma.placement.aperture import Aperture
 from pcinuma.placement.grouping import Shape, Switch, branching, shapes
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.main_root import MainRoot
-from pcinuma.placement.plan_model import Move, NoRoom, Plan
-from pcinuma.placement.reason import Reason
 from pcinuma.placement.standing import Key, Standing, key_of
 from pcinuma.placement.units import Unit, slot_of
+from pcinuma.plan import Move, NoRoom, Plan
+from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 
 

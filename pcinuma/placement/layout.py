@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller, Domain, MachineKind
-from pcinuma.placement.plan_model import NoRoom
+from pcinuma.model import Controller, Domain, MachineKind
+from pcinuma.plan import NoRoom
 
 BUSES = 256
 HIGHEST_INDEX = 255

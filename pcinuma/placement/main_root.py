@@ -11,12 +11,12 @@ from typing import Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.metadata import says_several
-from pcinuma.domain.model import Domain, MachineKind
 from pcinuma.domain.seats import Seats, takes_devices
+from pcinuma.model import Domain, MachineKind
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.plan_model import Move, NoRoom
 from pcinuma.placement.standing import Standing
 from pcinuma.placement.units import Unit, slot_of
+from pcinuma.plan import Move, NoRoom
 
 
 class MainRoot:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Callable, NamedTuple, Optional
 
-from pcinuma.domain.model import Domain
-from pcinuma.placement.reason import Reason
+from pcinuma.model import Domain
 from pcinuma.ranges import Ranges
+from pcinuma.reason import Reason
 from pcinuma.settings import Unaligned
 
 

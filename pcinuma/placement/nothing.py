@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 from pcinuma.domain.aperture import Manager
-from pcinuma.domain.model import Domain
-from pcinuma.placement.reason import Reason
+from pcinuma.model import Domain
+from pcinuma.reason import Reason
 from pcinuma.report import DeviceReport
 
 NO_CELLS_HINT = {

@@ -14,12 +14,12 @@ from typing import Hashable, NamedTuple, Optional, TypeVar
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.metadata import original_address
-from pcinuma.domain.model import Domain, Original
+from pcinuma.model import Domain, Original
 from pcinuma.placement.grouping import branching
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.plan_model import Target
-from pcinuma.placement.reason import Reason
 from pcinuma.placement.units import Unit
+from pcinuma.plan import Target
+from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 
 _STAYING = (Reason.KEPT, Reason.QEMU_OVERRIDE, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)

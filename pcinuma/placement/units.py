@@ -7,9 +7,9 @@ from operator import attrgetter
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, Form, Given, Passthrough
-from pcinuma.placement.plan_model import Target, Verdict
-from pcinuma.placement.reason import Reason
+from pcinuma.model import Domain, Form, Given, Passthrough
+from pcinuma.plan import Target, Verdict
+from pcinuma.reason import Reason
 
 _WITH_FUNCTIONS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pcinuma.engine import Request, Result, place, revert
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.settings import GroupBy, Policy, Settings
 from tests.golden.cases import BY_NAME, CASES, FOLDER, Case
 from tests.hosts.guard import no_real_host  # noqa: F401

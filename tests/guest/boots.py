@@ -12,7 +12,7 @@ from pcinuma.lab.compare import Finding
 from pcinuma.lab.endpoints import Endpoint
 from pcinuma.lab.guest_tree import SeenTree
 from pcinuma.lab.kernel import Kernel
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.report import Result
 from pcinuma.settings import GroupBy
 

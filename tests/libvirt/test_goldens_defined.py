@@ -13,7 +13,7 @@ import pytest
 from lxml import etree
 
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.settings import GroupBy, Policy, Settings
 from tests.golden.cases import BY_NAME, CASES, FOLDER
 from tests.libvirt.domains import cells, controllers

@@ -12,7 +12,7 @@ import pytest
 from lxml import etree
 
 from pcinuma.engine import Request, place, revert
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.machines import MACHINES
 from tests.libvirt.domains import cells

@@ -16,7 +16,7 @@ from lxml import etree
 
 from pcinuma.domain.commandline import NOT_PCI
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.libvirt.domains import GPU_0, GPU_1, guest, small_host
 from tests.libvirt.harness import PrivateLibvirt
 

@@ -15,7 +15,7 @@ import pytest
 from lxml import etree
 
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.settings import Settings
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES

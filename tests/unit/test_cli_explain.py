@@ -14,7 +14,7 @@ from pcinuma.cli.explain import explain
 from pcinuma.cli.sources import DomainSource
 from pcinuma.cli.verify import judge
 from pcinuma.host.topology import read_topology
-from pcinuma.placement.reason import Reason
+from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 from tests.golden.cases import BY_NAME, CASES
 from tests.hosts.domains import two_cells

@@ -10,7 +10,7 @@ import pytest
 from pcinuma.address import PciAddress
 from pcinuma.daemon.mdevs import Mdevs, read_node_device, uuids
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES, MDEV, MDEV_REMOTE
 

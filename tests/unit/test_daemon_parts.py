@@ -22,7 +22,7 @@ from pcinuma.daemon.standing import parse, strangers
 from pcinuma.daemon.state import State
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Adopt, Policy, Settings
 from tests.hosts.domains import Domain, two_cells
 from tests.unit.daemon_process import two_node_host

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lxml import etree
 
 from pcinuma.engine import Request, place, revert
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.guest import Guest
 from tests.hosts.judge import faults

@@ -9,7 +9,7 @@ from typing import Any, Callable
 
 import pcinuma
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from tests.hosts.build import NVME, Host
 from tests.hosts.domains import Domain
 from tests.hosts.edits import with_device

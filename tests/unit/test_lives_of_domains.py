@@ -19,7 +19,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from lxml import etree
 
 from pcinuma.engine import Request, Result, place, revert
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.settings import GroupBy, Settings
 from tests.hosts.build import ENDPOINT, INHERIT, Function, Host
 from tests.hosts.domains import Domain

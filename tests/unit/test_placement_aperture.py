@@ -8,7 +8,7 @@ import pytest
 
 from pcinuma.engine import Request, Result, place, revert
 from pcinuma.placement.aperture import Aperture
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Policy
 from tests.hosts.build import E810, Host, Kind
 from tests.hosts.domains import Domain, address_xml, two_cells

@@ -15,7 +15,7 @@ from pcinuma.domain.xml import parts_of
 from pcinuma.engine import Request, place
 from pcinuma.host.place import HostReader
 from pcinuma.placement.aperture import Aperture, firmware_range
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
 

@@ -15,7 +15,7 @@ from pcinuma.engine import Request, Result, place, revert
 from pcinuma.errors import ConfigError
 from pcinuma.host.backing import Backings
 from pcinuma.host.sysfs import Sysfs
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy, Settings, load_settings
 from tests.hosts.build import Host, unreadable
 from tests.hosts.domains import Domain, two_cells

@@ -10,7 +10,7 @@ import pytest
 from lxml import etree
 
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.report import Result
 from tests.hosts.domains import Domain
 from tests.hosts.machines import MACHINES

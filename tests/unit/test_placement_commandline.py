@@ -15,7 +15,7 @@ from pcinuma.domain.commandline import read_commandline
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.machines import MACHINES
 

@@ -8,7 +8,7 @@ from typing import Optional
 from lxml import etree
 
 from pcinuma.engine import Request, Result, place, revert
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import Domain, source_address, two_cells
 from tests.hosts.judge import judge
 from tests.hosts.machines import MACHINES

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pcinuma.engine import Request, Result, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.build import NVME, Host
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.guest import Guest

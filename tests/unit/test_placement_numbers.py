@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import Domain
 from tests.hosts.machines import two_sockets
 

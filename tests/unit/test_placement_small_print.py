@@ -9,7 +9,7 @@ import pytest
 
 from pcinuma.address import PciAddress
 from pcinuma.engine import Request, Result, place, revert
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Settings
 from tests.hosts.build import NVME, Host, unreadable
 from tests.hosts.domains import Domain, two_cells

@@ -9,7 +9,7 @@ import pytest
 from lxml import etree
 
 from pcinuma.engine import Request, place, revert
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.edits import with_device, without_device
 from tests.hosts.guard import no_real_host  # noqa: F401

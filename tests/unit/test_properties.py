@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from pcinuma.engine import Request, Result, place, revert
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.settings import GroupBy, Settings
 from tests.hosts.build import INHERIT, list_format, unreadable
 from tests.hosts.edits import with_device, without_device

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pcinuma.engine import Request, place, revert
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.settings import GroupBy, Settings
 from tests.hosts.domains import Domain
 from tests.hosts.edits import with_device

@@ -8,7 +8,7 @@ from typing import Optional
 import pytest
 
 from pcinuma.engine import Request, place
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy, Settings, Unaligned
 from tests.hosts.build import NIC, NVME, Host
 from tests.hosts.domains import Domain

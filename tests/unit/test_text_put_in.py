@@ -8,7 +8,7 @@ import pytest
 from lxml import etree
 
 from pcinuma.engine import Request, place, revert
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import eight_gpus
 

@@ -17,7 +17,7 @@ from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import EXIT_UNUSABLE, PcinumaError, UnusableInput
 from pcinuma.lab import layout
-from pcinuma.placement.reason import Outcome
+from pcinuma.reason import Outcome
 from pcinuma.xml_parser import parse
 from tests.hosts.command import Answer, Command
 

@@ -14,7 +14,7 @@ from pcinuma.daemon import client
 from pcinuma.engine import place
 from pcinuma.errors import ConfigError, DaemonError, HostError, LibvirtError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
-from pcinuma.placement.reason import Outcome, Reason
+from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 
 

@@ -18,13 +18,13 @@ from operator import attrgetter
 from typing import Mapping, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Domain, MachineKind
+from pcinuma.model import Domain, MachineKind
 from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.attempt import Attempt, Wish
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.plan_model import NoRoom, Plan, Verdict
 from pcinuma.placement.standing import Standing
 from pcinuma.placement.units import Unit, units_of
+from pcinuma.plan import NoRoom, Plan, Verdict
 from pcinuma.settings import GroupBy
 
 _FINEST_FIRST = (GroupBy.SWITCH, GroupBy.ROOT_COMPLEX, GroupBy.NODE)

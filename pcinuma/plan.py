@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.model import Controller, Placement
 from pcinuma.errors import PcinumaError
-from pcinuma.placement.reason import Reason
+from pcinuma.model import Controller, Placement
+from pcinuma.reason import Reason
 
 
 class Target(NamedTuple):
