@@ -7,10 +7,10 @@ import argparse
 from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.cli.plan import REPLAN_HELP, as_json, left_alone, verdict
-from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import fell_back, is_fallback, missed, placed_of, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.printable import printable
+from pcinuma.show.screen import Screen
+from pcinuma.show.words import fell_back, is_fallback, missed, placed_of, why
 
 NAME = "apply"
 HELP = "place the devices in a domain's definition, for its next start"

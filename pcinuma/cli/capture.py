@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Optional
 
 from pcinuma.cli.connect import host_root
-from pcinuma.cli.progress import Progress
 from pcinuma.errors import EXIT_DONE, ConfigError, HostError, UnusableInput
 from pcinuma.host.place import HostReader
 from pcinuma.host.topology import read_topology, require_sys
 from pcinuma.printable import printable
 from pcinuma.settings import load_settings
+from pcinuma.show.progress import Progress
 
 NAME = "capture"
 HELP = "save the host's PCI and NUMA tree as a tar file, for a bug report or a test"

@@ -12,10 +12,10 @@ import json
 from pcinuma.cli.checks import daemon, domains, hook, host, hypervisor
 from pcinuma.cli.checks.finding import Finding, Level
 from pcinuma.cli.connect import host_root
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Screen
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.printable import printable
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Screen
 
 NAME = "check"
 HELP = "check this host and this installation: PASS, WARN or FAIL, and what to do about it"

@@ -6,10 +6,10 @@ import argparse
 import json
 
 from pcinuma.cli.backend import backend
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Screen
 from pcinuma.errors import EXIT_DONE
 from pcinuma.printable import printable
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Screen
 
 NAME = "disable"
 HELP = "leave a domain alone from now on"

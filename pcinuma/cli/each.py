@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
 from pcinuma.cli.backend import Backend, Definition, backend
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Screen
 from pcinuma.errors import PcinumaError
 from pcinuma.printable import printable
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Screen
 
 
 @dataclass(frozen=True)

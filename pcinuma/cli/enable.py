@@ -7,11 +7,11 @@ import json
 from typing import Any
 
 from pcinuma.cli.backend import backend
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import fell_back, is_fallback, missed, placed_of, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError, UnusableInput
 from pcinuma.printable import printable
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Screen
+from pcinuma.show.words import fell_back, is_fallback, missed, placed_of, why
 
 NAME = "enable"
 HELP = "let pcinuma place a domain from now on, and place its definition"

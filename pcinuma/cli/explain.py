@@ -9,16 +9,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from pcinuma.cli.connect import host_root
-from pcinuma.cli.describe import Describer
-from pcinuma.cli.distance import Distance
-from pcinuma.cli.groupings import LINK_BELOW_ROOT_PORT, LINK_BELOW_SWITCH, Grouping, Shown, groupings, shown_by, trade
-from pcinuma.cli.guest import SWITCH, Guest
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Screen
 from pcinuma.cli.sources import DomainSource, read_source
-from pcinuma.cli.trees import device_state
 from pcinuma.cli.verify import Verdict, judge_devices
-from pcinuma.cli.words import command, fell_back, names, placed_of, reasons, sentence, why
 from pcinuma.engine import DeviceReport, Result, place
 from pcinuma.errors import EXIT_DONE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
@@ -27,6 +19,14 @@ from pcinuma.placement.mapping import cells_by_memory
 from pcinuma.printable import printable
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
+from pcinuma.show.describe import Describer
+from pcinuma.show.distance import Distance
+from pcinuma.show.groupings import LINK_BELOW_ROOT_PORT, LINK_BELOW_SWITCH, Grouping, Shown, groupings, shown_by, trade
+from pcinuma.show.guest import SWITCH, Guest
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Screen
+from pcinuma.show.trees import device_state
+from pcinuma.show.words import command, fell_back, names, placed_of, reasons, sentence, why
 
 NAME = "explain"
 HELP = "say for each passthrough device where it is, where the guest has it, and why"
@@ -120,7 +120,7 @@ def explain(source: DomainSource, root: Path) -> Explained:
     pools = frozenset(source.pools)
     guest = Guest.read(result.xml, pools)
     layout = shown_by(result, pools, topology)
-    return Explained(source, result, guest, topology, layout, tuple(groupings(source, root, topology)))
+    return Explained(source, result, guest, topology, layout, tuple(groupings(source.xml, source.request(root), topology)))
 
 
 def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[str]:

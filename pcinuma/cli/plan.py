@@ -7,18 +7,18 @@ from functools import partial
 from typing import Any
 
 from pcinuma.cli.backend import Backend, Definition
-from pcinuma.cli.changes import Changes, controller_words, diff
 from pcinuma.cli.connect import host_root
-from pcinuma.cli.describe import count
 from pcinuma.cli.each import add_choice, for_each
-from pcinuma.cli.guest import Guest
-from pcinuma.cli.screen import Row, Screen
-from pcinuma.cli.trees import Passed, device_state, guest_rows, letters, tags
-from pcinuma.cli.words import cell, command, fell_back, is_fallback, node, placed_of, reasons, sentence, why
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import read_topology
 from pcinuma.printable import printable, printable_lines
 from pcinuma.reason import Reason
+from pcinuma.show.changes import Changes, controller_words, diff
+from pcinuma.show.describe import count
+from pcinuma.show.guest import Guest
+from pcinuma.show.screen import Row, Screen
+from pcinuma.show.trees import Passed, device_state, guest_rows, letters, tags
+from pcinuma.show.words import cell, command, fell_back, is_fallback, node, placed_of, reasons, sentence, why
 
 REPLAN_HELP = "lay the domain out afresh instead of keeping what is in place"
 NAME = "plan"

@@ -6,14 +6,14 @@ import argparse
 from typing import Any, Optional
 
 from pcinuma.cli.backend import Backend, Definition
-from pcinuma.cli.changes import Changes
-from pcinuma.cli.describe import count
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
-from pcinuma.cli.guest import Guest
-from pcinuma.cli.screen import Screen
-from pcinuma.cli.words import command
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.printable import printable
+from pcinuma.show.changes import Changes
+from pcinuma.show.describe import count
+from pcinuma.show.guest import Guest
+from pcinuma.show.screen import Screen
+from pcinuma.show.words import command
 
 NAME = "revert"
 HELP = "restore a domain's definition to what it was before pcinuma placed it"

@@ -7,19 +7,19 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pcinuma.cli.changes import controller_json
 from pcinuma.cli.connect import host_root
-from pcinuma.cli.describe import Describer
-from pcinuma.cli.guest import Guest
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Screen
 from pcinuma.cli.sources import read_source
-from pcinuma.cli.trees import Passed, host_tree, letters, side_by_side, tags
-from pcinuma.cli.words import reasons, sentence
 from pcinuma.engine import Result, place
 from pcinuma.errors import EXIT_DONE, UnusableInput
 from pcinuma.host.topology import read_topology
 from pcinuma.ranges import format_ranges
+from pcinuma.show.changes import controller_json
+from pcinuma.show.describe import Describer
+from pcinuma.show.guest import Guest
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Screen
+from pcinuma.show.trees import Passed, host_tree, letters, side_by_side, tags
+from pcinuma.show.words import reasons, sentence
 
 NAME = "topology"
 HELP = "draw the host's PCI and NUMA tree, or a domain's tree beside it"

@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
-from pcinuma.cli.screen import Screen
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError, UnusableInput
 from pcinuma.lab import LabError, compare, drawing, guest_tree, initramfs, jobs, kernel, layout, machine, nested, presets, virtual_host
 from pcinuma.lab.guest_tree import SeenDevice, SeenTree
 from pcinuma.lab.presets import Preset
 from pcinuma.settings import GroupBy
+from pcinuma.show.screen import Screen
 
 GROUP_BY = GroupBy.SWITCH
 TIMEOUT = 1500

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Optional
 
-from pcinuma.cli.screen import PALETTE, Line, Row, Screen, pad, visible
 from pcinuma.lab.compare import Pairing, distance
 from pcinuma.lab.guest_tree import PciPath, SeenDevice, SeenTree
 from pcinuma.lab.layout import MAIN_ROOT
+from pcinuma.show.screen import PALETTE, Line, Row, Screen, pad, visible
 
 UPSTREAM_PORTS = {(0x104C, 0x8232)}
 DOWNSTREAM_PORTS = {(0x104C, 0x8233)}

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from pcinuma.cli import main
-from pcinuma.cli.describe import is_endpoint
-from pcinuma.cli.distance import Distance, Spot, distance
 from pcinuma.cli.explain import explain
 from pcinuma.cli.sources import DomainSource
 from pcinuma.cli.verify import judge
 from pcinuma.host.topology import read_topology
 from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
+from pcinuma.show.describe import is_endpoint
+from pcinuma.show.distance import Distance, Spot, distance
 from tests.golden.cases import BY_NAME, CASES
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES

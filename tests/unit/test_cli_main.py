@@ -92,7 +92,7 @@ def test_place_loads_neither_libvirt_nor_what_the_other_commands_need(tmp_path: 
     script = (
         "import sys; from pcinuma.cli import main; "
         f"code = main(['place', '--root', {str(tmp_path)!r}, {str(golden)!r}]); "
-        "others = ('libvirt', 'psutil', 'socket', 'structlog', 'pcinuma.cli.screen'); "
+        "others = ('libvirt', 'psutil', 'socket', 'structlog', 'pcinuma.show.screen'); "
         "print(code, *[name for name in others if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT, capture_output=True, text=True, check=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 
-from pcinuma.cli.progress import Progress
-from pcinuma.cli.screen import Row, Screen, locale_is_utf8, visible
+from pcinuma.show.progress import Progress
+from pcinuma.show.screen import Row, Screen, locale_is_utf8, visible
 
 PLAIN, FANCY = Screen(), Screen(colour=True, unicode=True)
 

@@ -7,15 +7,15 @@ from typing import Any, Mapping, Optional
 
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.cli.connect import connection, libvirt_module
-from pcinuma.cli.groupings import groupings, shown_by, trade
 from pcinuma.cli.sources import DomainSource, read_pools
-from pcinuma.cli.words import placed_of, sentence, why
 from pcinuma.daemon import client
 from pcinuma.engine import place
 from pcinuma.errors import ConfigError, DaemonError, HostError, LibvirtError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
+from pcinuma.show.groupings import groupings, shown_by, trade
+from pcinuma.show.words import placed_of, sentence, why
 
 
 def check(root: Path) -> list[Finding]:
@@ -68,7 +68,7 @@ def _domain(source: DomainSource, root: Path, topology: Topology, decided: Optio
 def _gain(source: DomainSource, root: Path, topology: Topology) -> Optional[str]:
     """What mirroring switches would give and cost the domain; None if it would give nothing."""
     now = shown_by(place(source.xml, source.request(root)), frozenset(source.pools), topology)
-    for grouping in groupings(source, root, topology):
+    for grouping in groupings(source.xml, source.request(root), topology):
         if grouping.group_by is GroupBy.SWITCH and grouping.shown is not None and grouping.shown.right > now.right:
             return "group-by switch: " + "; ".join(t.text for t in trade(now, grouping))
     return None

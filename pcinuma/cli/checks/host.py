@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Optional
 
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
-from pcinuma.cli.describe import count, is_chipset, is_endpoint
 from pcinuma.errors import ConfigError, HostError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
 from pcinuma.settings import configuration_files, load_settings
+from pcinuma.show.describe import count, is_chipset, is_endpoint
 
 BOOLEAN = "virt_hooks_unconfined"
 _LIBVIRT_PROFILES = re.compile(r"^(\S*(?:libvirtd|virtqemud)) \((\w+)\)", re.MULTILINE)

@@ -7,9 +7,9 @@ import re
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from pcinuma.cli.guest import Guest
 from pcinuma.model import Controller
 from pcinuma.printable import printable
+from pcinuma.show.guest import Guest
 
 _PASSWORD = re.compile(r"""(\bpasswd=)("[^"]*"|'[^']*')""")
 

@@ -7,21 +7,19 @@ single-function vfio device directly below a root port (QEMU ``hw/vfio/pci.c``, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.cli.describe import count
-from pcinuma.cli.distance import Distance, distance, guest_spot, host_spot
-from pcinuma.cli.guest import SWITCH, Guest
-from pcinuma.cli.sources import DomainSource
-from pcinuma.engine import Result, place
+from pcinuma.engine import Request, Result, place
 from pcinuma.host.topology import HostDevice, Topology
 from pcinuma.printable import printable
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
+from pcinuma.show.describe import count
+from pcinuma.show.distance import Distance, distance, guest_spot, host_spot
+from pcinuma.show.guest import SWITCH, Guest
 
 LINK_BELOW_ROOT_PORT = "16 GT/s x32"
 LINK_BELOW_SWITCH = "2.5 GT/s x1"
@@ -80,17 +78,17 @@ class Grouping:
         return {"group_by": self.group_by.value, "fits": self.shown is not None, "message": self.message, "shown": shown}
 
 
-def groupings(source: DomainSource, root: Path, topology: Topology) -> list[Grouping]:
-    """All groupings for a domain, from coarse to fine; none if pcinuma does not place it at all."""
+def groupings(xml: bytes, request: Request, topology: Topology) -> list[Grouping]:
+    """All groupings for the domain ``xml``, from coarse to fine; none if pcinuma does not place it at all."""
     found = []
     for group_by in ORDER:
-        result = place(source.xml, source.request(root, group_by=group_by, replan=True))
+        result = place(xml, replace(request, group_by=group_by, replan=True))
         as_it_is = result.reason is Reason.ALREADY_PLACED  # laid out afresh it would be the same
         if not as_it_is and (result.group_by is not group_by or result.outcome is Outcome.FALLBACK):
             reason = result.reason.sentence if result.reason else None
             found.append(Grouping(group_by, None, result.message or reason))
         else:
-            found.append(Grouping(group_by, shown_by(result, frozenset(source.pools), topology), None))
+            found.append(Grouping(group_by, shown_by(result, frozenset(request.pools), topology), None))
     return found if any(grouping.shown is not None for grouping in found) else []
 
 

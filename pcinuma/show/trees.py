@@ -11,13 +11,13 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
-from pcinuma.cli.describe import Describer, count, is_chipset, is_endpoint, size
-from pcinuma.cli.guest import SWITCH, Guest
-from pcinuma.cli.screen import PALETTE, Row, Screen
 from pcinuma.host.topology import HostDevice, Topology
 from pcinuma.model import Controller, Given, Passthrough
 from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
+from pcinuma.show.describe import Describer, count, is_chipset, is_endpoint, size
+from pcinuma.show.guest import SWITCH, Guest
+from pcinuma.show.screen import PALETTE, Row, Screen
 
 _ADDRESSLESS = {
     Given.PCI: "no guest address yet",

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.cli.guest import SWITCH, Guest
 from pcinuma.host.topology import HostDevice
+from pcinuma.show.guest import SWITCH, Guest
 
 
 class Distance(enum.Enum):

@@ -1,0 +1,1 @@
+"""What commands and the laboratory draw with: tables, trees, sentences, comparisons of host and guest. Knows no command and no libvirt."""
