@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, NamedTuple, Optional, Protocol
 
-from pcinuma.daemon import client
 from pcinuma.errors import DaemonError
+from pcinuma.varlink import client
 
 _STOPPED = (None, "shut off", "crashed")
 

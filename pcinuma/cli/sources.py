@@ -53,8 +53,8 @@ def read_source(text: str, *, live: bool = False) -> DomainSource:
 
 def read_pools(opened: Any, xml: bytes) -> Mapping[str, tuple[PciAddress, ...]]:
     """The members of every hostdev network that the domain ``xml`` names."""
-    from pcinuma.daemon.log import configure
     from pcinuma.daemon.pools import Pools
+    from pcinuma.log import configure
 
     configure(sys.stderr)
     return Pools(host_root()).resolve(opened, xml)

@@ -22,12 +22,12 @@ from pcinuma.cli.connect import connection, find_domain, host_root
 from pcinuma.daemon import choices, definition, lock, state
 from pcinuma.daemon.definition import Change, Definitions, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
-from pcinuma.daemon.log import configure
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.state import State, StateFile
 from pcinuma.engine import Request
 from pcinuma.errors import LibvirtError
+from pcinuma.log import configure
 from pcinuma.settings import Policy, load_settings
 
 _AGAIN = "it has just been started: give the command again"

@@ -22,17 +22,18 @@ from typing import Optional, Sequence
 _early: list[int] = []
 signal.signal(signal.SIGHUP, lambda number, _frame: _early.append(number))
 
-from pcinuma import __version__
-from pcinuma.daemon import client, lock, memory, state, systemd
+from pcinuma import __version__, systemd
+from pcinuma.daemon import lock, memory, state
 from pcinuma.daemon.link import Link
-from pcinuma.daemon.log import configure, log
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import WORKERS, Reconciler
-from pcinuma.daemon.server import Server, listen
 from pcinuma.daemon.service import Service
 from pcinuma.daemon.threads import Threads
 from pcinuma.errors import EXIT_DONE, ConfigError, PcinumaError
+from pcinuma.log import configure, log
 from pcinuma.settings import Settings, load_settings
+from pcinuma.varlink import client
+from pcinuma.varlink.server import Server, listen
 
 SWITCH_INTERVAL = 0.001
 """Seconds after which a busy thread lets another run: a hook waits no longer than that for a sweep over many domains."""

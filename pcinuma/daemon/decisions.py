@@ -12,9 +12,9 @@ from datetime import datetime, timezone
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.log import log
 from pcinuma.daemon.state import Decision, Record, State, StateFile
 from pcinuma.engine import Result
+from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 

@@ -27,13 +27,13 @@ from pcinuma.address import PciAddress
 from pcinuma.daemon.contention import Addresses
 from pcinuma.daemon.definition_files import DefinitionFiles, Followed
 from pcinuma.daemon.glance import mentions_us
-from pcinuma.daemon.log import log
 from pcinuma.daemon.overwritten import mended, put, read
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.stale import Stale
 from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
 from pcinuma.engine import Request, Result
 from pcinuma.errors import LibvirtError, PcinumaError
+from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 

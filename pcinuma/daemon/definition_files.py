@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Optional
 
 from pcinuma.daemon.file_watch import Watch, Written, open_watch
-from pcinuma.daemon.log import log
+from pcinuma.log import log
 
 FOLDER = Path("/etc/libvirt/qemu")
 REMEMBERED = 8192

@@ -23,8 +23,8 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 import libvirt
 
 from pcinuma.daemon.definition import Ahead
-from pcinuma.daemon.log import log
 from pcinuma.errors import LibvirtError
+from pcinuma.log import log
 
 FIRST_PAUSE = 0.1
 LONGEST_PAUSE = 10.0

@@ -20,7 +20,7 @@ from typing import Iterable, Optional
 import libvirt
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.log import log
+from pcinuma.log import log
 from pcinuma.xml_parser import parse
 
 _PARENT = re.compile(r"pci_([0-9a-f]{4,8})_([0-9a-f]{2})_([0-9a-f]{2})_([0-7])\Z")

@@ -21,11 +21,11 @@ import libvirt
 
 from pcinuma.daemon.definition_files import Followed, Version
 from pcinuma.daemon.glance import glance
-from pcinuma.daemon.log import log
 from pcinuma.daemon.stale import Seen, Stale, made_from
 from pcinuma.daemon.standing import parse
 from pcinuma.domain.merge import distance, merge, same
 from pcinuma.errors import UnusableInput
+from pcinuma.log import log
 
 ROUNDS = 50
 FIRST_PAUSE = 0.002

@@ -19,8 +19,8 @@ from typing import Iterable, Mapping, NamedTuple, Optional
 import libvirt
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.log import log
 from pcinuma.daemon.mdevs import Mdevs
+from pcinuma.log import log
 from pcinuma.xml_parser import parse
 
 _VIRTUAL_FUNCTION = re.compile(r"virtfn(\d+)\Z")

@@ -38,7 +38,6 @@ from pcinuma.daemon.definition import Ahead, Change, Definitions, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.inventory import NOT_SETTLED, STATE_AFTER, Known, fingerprint, list_domains
 from pcinuma.daemon.link import DomainEvent
-from pcinuma.daemon.log import log
 from pcinuma.daemon.overwritten import read
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
@@ -47,6 +46,7 @@ from pcinuma.daemon.starts import Starts
 from pcinuma.daemon.state import State, StateFile
 from pcinuma.engine import Request
 from pcinuma.errors import PcinumaError
+from pcinuma.log import log
 from pcinuma.reason import Reason
 from pcinuma.settings import Policy, Settings
 

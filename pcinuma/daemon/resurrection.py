@@ -15,7 +15,7 @@ from typing import Awaitable, Callable, Iterator, List, Tuple
 
 import libvirt
 
-from pcinuma.daemon.log import log
+from pcinuma.log import log
 
 EVENTS_TAKE = 0.5
 """Seconds after a definition by which every event of that moment has arrived."""

@@ -16,20 +16,20 @@ import libvirt
 
 from pcinuma import __version__, engine
 from pcinuma.daemon import boot, definition, hotplug
-from pcinuma.daemon.client import INTERFACE
 from pcinuma.daemon.decisions import now
 from pcinuma.daemon.definition import Change
 from pcinuma.daemon.glance import glance
 from pcinuma.daemon.link import Link
-from pcinuma.daemon.log import log
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
-from pcinuma.daemon.server import Handler, Parameters, Urgent
 from pcinuma.daemon.standing import as_it_is, parse
 from pcinuma.daemon.state import StateFile
 from pcinuma.errors import UnusableInput
+from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Policy
+from pcinuma.varlink.client import INTERFACE
+from pcinuma.varlink.server import Handler, Parameters, Urgent
 
 LONGEST = 1 << 20
 """Characters of XML that are looked at before the hook gives up; 248 devices have 200 KB."""

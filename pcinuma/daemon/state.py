@@ -25,8 +25,8 @@ from typing import Any, Callable, Iterable, NamedTuple, Optional, TypeVar
 from pcinuma.address import PciAddress
 from pcinuma.daemon import choices
 from pcinuma.daemon.choices import Choices
-from pcinuma.daemon.log import log
 from pcinuma.errors import DaemonError
+from pcinuma.log import log
 
 VERSION = 2
 DEFAULT_FOLDER = "/var/lib/pcinuma"

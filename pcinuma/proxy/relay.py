@@ -26,7 +26,7 @@ import time
 from collections import deque
 from typing import Optional, Union
 
-from pcinuma.daemon.log import log
+from pcinuma.log import log
 from pcinuma.proxy import calls, wire
 from pcinuma.proxy.lane import CHUNK, Lane
 from pcinuma.proxy.questions import Answer, ParentGone, Question, QuestionPipe, Topic

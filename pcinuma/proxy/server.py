@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Optional, Sequence
 
-from pcinuma.daemon.log import log
 from pcinuma.errors import PcinumaError
+from pcinuma.log import log
 from pcinuma.proxy.admission import Admission
 from pcinuma.proxy.broker import Broker
 from pcinuma.proxy.identity import Identity

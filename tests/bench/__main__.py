@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple, Optional
 
 from pcinuma import engine
-from pcinuma.daemon import server
 from pcinuma.engine import Request
 from pcinuma.settings import GroupBy
+from pcinuma.varlink import server
 from tests.bench import starts
 from tests.bench.domains import Sweep, many_domains
 from tests.hosts.domains import Domain, two_cells

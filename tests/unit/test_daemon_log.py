@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcinuma.daemon.log import configure, log
+from pcinuma.log import configure, log
 
 
 def lines(*, debug: bool = False) -> list[str]:

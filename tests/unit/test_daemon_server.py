@@ -18,9 +18,9 @@ from typing import Any, Optional
 
 import pytest
 
-from pcinuma.daemon import client, server
-from pcinuma.daemon.interface import DESCRIPTIONS, INPUTS
 from pcinuma.errors import DaemonError
+from pcinuma.varlink import client, server
+from pcinuma.varlink.interface import DESCRIPTIONS, INPUTS
 from tests import needs
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
 
@@ -335,6 +335,6 @@ def test_the_client_says_what_to_do_without_a_daemon(tmp_path: Path, monkeypatch
 
 
 def test_the_client_loads_neither_libvirt_nor_lxml() -> None:
-    code = "import sys, pcinuma.daemon.client; print([m for m in ('libvirt', 'lxml', 'structlog', 'asyncio') if m in sys.modules])"
+    code = "import sys, pcinuma.varlink.client; print([m for m in ('libvirt', 'lxml', 'structlog', 'asyncio') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

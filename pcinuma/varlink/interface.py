@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Any, Mapping, NamedTuple, Optional
 
-from pcinuma.daemon.client import INTERFACE
+from pcinuma.varlink.client import INTERFACE
 
 PCINUMA = f"""\
 # Places passthrough PCI devices where the host has them.

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any, Awaitable, Callable, Iterator, Mapping, NamedTuple, Optional, Tuple
 
 from pcinuma import __version__
-from pcinuma.daemon.client import INTERFACE, MAX_MESSAGE
-from pcinuma.daemon.interface import DESCRIPTIONS, INPUTS, unfit_parameter
-from pcinuma.daemon.log import log
 from pcinuma.errors import DaemonError, PcinumaError
+from pcinuma.log import log
+from pcinuma.varlink.client import INTERFACE, MAX_MESSAGE
+from pcinuma.varlink.interface import DESCRIPTIONS, INPUTS, unfit_parameter
 
 MESSAGE_TIME = 10.0
 MAX_CONNECTIONS = 512

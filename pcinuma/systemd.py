@@ -11,7 +11,7 @@ import os
 import socket
 from typing import Callable, Optional
 
-from pcinuma.daemon.log import log
+from pcinuma.log import log
 
 LISTEN_FDS_START = 3
 WITHOUT = 15.0
