@@ -20,17 +20,17 @@ from pcinuma.domain.edit import apply_plan, withdraw
 from pcinuma.domain.metadata import write_placement
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
+from pcinuma.domain_reason import NO_CELLS_HINT, why_nothing
 from pcinuma.model import BACKED, Domain, MachineKind, Placement
 from pcinuma.placement.aperture import NoAperture
-from pcinuma.placement.attempt import Wish
+from pcinuma.placement.assignment import Wish
 from pcinuma.placement.layout import EXPANDERS, Layout
-from pcinuma.placement.nothing import NO_CELLS_HINT, why_nothing
 from pcinuma.placement.planner import make_plan
 from pcinuma.plan import NoRoom, Plan, Verdict
 from pcinuma.reason import Outcome, Reason
 from pcinuma.report import DeviceReport, Result, device_reports, unmet
+from pcinuma.resolve import Survey, survey
 from pcinuma.settings import GroupBy, Policy, Settings
-from pcinuma.survey import Survey, survey
 
 __all__ = ["DeviceReport", "Request", "Result", "place", "revert"]
 

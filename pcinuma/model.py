@@ -1,4 +1,4 @@
-"""What a domain says, as frozen values: machine, cells, pinning, controllers, passthrough devices, and pcinuma's own metadata.
+"""What a domain says, as frozen values: machine, cells, pinning, controllers, passthrough devices, firmware, and pcinuma's own metadata.
 
 Addresses here are guest addresses: ``bus`` is the index of a PCI controller (libvirt, ``docs/formatdomain.rst``, "Device addresses").
 """
@@ -9,7 +9,6 @@ import enum
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.aperture import Firmware
 from pcinuma.ranges import Ranges
 from pcinuma.settings import GroupBy, Policy
 
@@ -96,6 +95,41 @@ class Placement(NamedTuple):
     group_by: GroupBy
     controllers: tuple[int, ...]
     devices: tuple[Original, ...]
+
+
+class Manager(enum.Enum):
+    """The software that wrote the domain, by its metadata: it decides on what its users can set."""
+
+    LIBVIRT = "libvirt"
+    NOVA = "nova"
+    OVIRT = "ovirt"
+
+
+class Cpu(NamedTuple):
+    """The guest's CPU, as far as its address bits go. ``vendor``, ``bits``, ``gib_pages``: None for the host's. ``limit``: no more bits.
+
+    ``perhaps_hosts``: libvirt may give it the host's bits all the same.
+    """
+
+    vendor: Optional[str]
+    bits: Optional[int]
+    limit: Optional[int]
+    gib_pages: Optional[bool]
+    perhaps_hosts: bool
+
+
+class Firmware(NamedTuple):
+    """UEFI firmware, sizes in bytes.
+
+    ``size``: its range where the machine type decides on that; else ``told``, what it was told, and the rest, from which it works it out.
+    ``memory``: the guest's, with all that can be plugged in.
+    """
+
+    size: Optional[int]
+    told: Optional[int]
+    memory: int
+    cpu: Cpu
+    manager: Manager
 
 
 class Domain(NamedTuple):

@@ -12,8 +12,8 @@ from pcinuma.model import BACKED, Domain, Form, Given
 from pcinuma.placement.layout import Layout
 from pcinuma.plan import Plan
 from pcinuma.reason import Outcome, Reason
+from pcinuma.resolve import Survey
 from pcinuma.settings import GroupBy
-from pcinuma.survey import Survey
 
 _NOT_GIVEN = {Given.UNASSIGNED: Reason.UNASSIGNED, Given.NOT_PCI: Reason.NOT_PCI}
 _BY_ADDRESS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)  # whose source is the address

@@ -1,4 +1,4 @@
-"""``pcinuma proxy``: put the proxy on libvirt's own socket, take it away again, or say how things stand (:mod:`pcinuma.proxy.switch`)."""
+"""``pcinuma proxy``: put the proxy on libvirt's own socket, take it away again, or say how it stands (:mod:`pcinuma.proxy.activation`)."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from pcinuma.proxy import switch
+    from pcinuma.proxy import activation as switch
 
     words = [args.action, *(["--root", args.root] if args.root else []), *(["--json"] if getattr(args, "json", False) else [])]
     return switch.main(words)

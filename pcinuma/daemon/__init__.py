@@ -2,19 +2,15 @@
 
 One asyncio process. The event loop owns all state; threads only run what may block::
 
-    client            the other end: a blocking call, for the command (no libvirt, no lxml)
-    interface         what the daemon speaks: the varlink interface io.pcinuma, and the check of a call's parameters against it
-    server            varlink's wire format on a unix socket
     service           the methods of the interface
-    boot              the hook's question: is what is about to boot placed as the host is now?
+    start_check       the hook's question: is what is about to boot placed as the host is now?
     hotplug           a guest address for a device that is about to be plugged in
-    glance            who a domain is, without parsing all of it
-    standing          what an XML is, as opposed to what it should become
+    current_layout    what an XML is, as opposed to what it should become
     reconciler        which domain is looked at when, one thing at a time for each domain
-    agenda            which domains are to be looked at, in what order
+    work_queue        which domains are to be looked at, in what order
     inventory         the domains that libvirt has, and what is remembered of each
     permission        whether a domain may be touched at all
-    bursts            when a domain that somebody is changing is looked at
+    debounce          when a domain that somebody is changing is looked at
     starts            starts that are under way, during which a domain is left alone
     contention        backing off from a domain that somebody else keeps undoing
     definition        one domain's inactive definition: read, place, define (blocking; runs in a thread)
@@ -22,7 +18,7 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     file_watch        the kernel's word on files that somebody writes
     overwritten       a definition of ours loses nothing that somebody changes at that moment
     stale             from which version somebody made his
-    resurrection      domains that must not come back
+    undefine_race     domains that must not come back
     decisions         what was decided about each domain
     link              the connection to libvirt: events, reconnecting for ever
     pools             what only libvirt knows: hostdev network pools, and by
@@ -32,8 +28,6 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     threads           threads that are counted while they may block
     memory            the C library's heap, handed back
     lock              one process at a time has the state
-    systemd           readiness, watchdog, socket activation
-    log               structlog on the journal or a terminal
 
 Two rules hold everywhere. No libvirt call is ever made on behalf of a waiting hook, since libvirt waits for the hook with the
 domain locked. And nothing that fails here stops a guest: a call that cannot be answered is answered with an error, and its

@@ -25,12 +25,13 @@ import libvirt
 from pcinuma import engine
 from pcinuma.address import PciAddress
 from pcinuma.daemon.contention import Addresses
+from pcinuma.daemon.current_layout import as_it_is, strangers, with_standing
 from pcinuma.daemon.definition_files import DefinitionFiles, Followed
-from pcinuma.daemon.glance import mentions_us
 from pcinuma.daemon.overwritten import mended, put, read
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.stale import Stale
-from pcinuma.daemon.standing import as_it_is, parse, strangers, with_standing
+from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import mentions_us
 from pcinuma.engine import Request, Result
 from pcinuma.errors import LibvirtError, PcinumaError
 from pcinuma.log import log
@@ -194,7 +195,7 @@ def _attempt(
         nonlocal result, owner
         result, owner = _plan(domain, job, pools, xml)
         if not job.allows(owner):
-            result = as_it_is(parse(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
+            result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
         return result.xml
 
     def make(new: bytes) -> Optional[Change]:
@@ -212,7 +213,7 @@ def _attempt(
     result, owner = plan
 
     def left_alone(reason: Reason, hint: Optional[str] = None) -> Change:
-        return Change(False, before, before, as_it_is(parse(before), before, result, reason, hint), owner, name, 0, number)
+        return Change(False, before, before, as_it_is(parse_domain(before), before, result, reason, hint), owner, name, 0, number)
 
     if not job.dry_run and not job.allows(owner):
         return left_alone(Reason.NOT_ENABLED, f"pcinuma enable {name}")
@@ -221,7 +222,7 @@ def _attempt(
     if result.xml == before:
         return Change(False, before, before, result, owner, name, 0, number)
     if domain.ID() != -1 and not domain.isPersistent():  # one that was not running is persistent, and the call would cost the race
-        standing = replace(with_standing(parse(before), before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
+        standing = replace(with_standing(parse_domain(before), before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
         return Change(False, before, before, standing, owner, name, 0, number)
     if ahead.saved.result() if ahead and domain.ID() == -1 else has_managed_save(domain):
         return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
@@ -250,7 +251,7 @@ def _plan(domain: libvirt.virDomain, job: Job, pools: Pools, xml: bytes) -> tupl
     ran_with = job.request.ran_with
     job.give_way()
     if mentions_us(xml):
-        known = parse(xml)
+        known = parse_domain(xml)
         owner = known.policy
         if strangers(known) - ran_with:
             ran_with = ran_with | _running_strangers(domain)
@@ -267,7 +268,7 @@ def revert(domain: libvirt.virDomain, definitions: Definitions, *, dry_run: bool
             before, number = _read_numbered(domain, followed)
             if not _holds(followed, number):
                 continue
-            known = parse(before)
+            known = parse_domain(before)
             result = engine.revert(before)
             if result.xml == before or not domain.isPersistent():
                 return Change(False, before, before, result, known.policy, name)
@@ -284,7 +285,7 @@ def revert(domain: libvirt.virDomain, definitions: Definitions, *, dry_run: bool
 
 def addresses(definition: bytes) -> Addresses:
     """Where each passthrough device is."""
-    return {device.source: str(device.address) if device.address else None for device in parse(definition).devices}
+    return {device.source: str(device.address) if device.address else None for device in parse_domain(definition).devices}
 
 
 def undefine(domain: libvirt.virDomain, ours: Change, files: DefinitionFiles) -> bool:
@@ -301,4 +302,4 @@ def _running_strangers(domain: libvirt.virDomain) -> frozenset[PciAddress]:
     """What sits on our ports in the guest that runs now (it may have started while nobody was there to note it)."""
     if not domain.isActive():
         return frozenset()
-    return strangers(parse(domain.XMLDesc(0).encode()))
+    return strangers(parse_domain(domain.XMLDesc(0).encode()))

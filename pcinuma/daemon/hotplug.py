@@ -21,8 +21,8 @@ from pcinuma.errors import UnusableInput
 from pcinuma.model import Domain, Given
 from pcinuma.placement.layout import Layout
 from pcinuma.plan import Target
+from pcinuma.resolve import survey
 from pcinuma.settings import GroupBy, Policy
-from pcinuma.survey import survey
 from pcinuma.xml_parser import parse
 
 

@@ -10,8 +10,8 @@ from typing import Optional
 
 import libvirt
 
-from pcinuma.daemon.bursts import Burst
 from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.debounce import Burst
 from pcinuma.daemon.definition import Ahead
 from pcinuma.settings import Policy
 

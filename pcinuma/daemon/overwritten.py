@@ -20,10 +20,10 @@ from typing import Callable, NamedTuple, Optional, Sequence
 import libvirt
 
 from pcinuma.daemon.definition_files import Followed, Version
-from pcinuma.daemon.glance import glance
 from pcinuma.daemon.stale import Seen, Stale, made_from
-from pcinuma.daemon.standing import parse
 from pcinuma.domain.merge import distance, merge, same
+from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import glance
 from pcinuma.errors import UnusableInput
 from pcinuma.log import log
 
@@ -128,8 +128,8 @@ class Wanted:
             return
         onto = self.definition
         if onto != base:
-            placement = parse(base).placement
-            if placement is not None and parse(onto).placement != placement == parse(theirs).placement:
+            placement = parse_domain(base).placement
+            if placement is not None and parse_domain(onto).placement != placement == parse_domain(theirs).placement:
                 onto = self._again(onto)  # theirs is made for the ports of that placement
         merged = merge(base, theirs, onto)
         for conflict in merged.conflicts:

@@ -11,9 +11,9 @@ meanwhile (:meth:`Reconciler.check`).
 A start in the same breath as the define (:meth:`Reconciler.prepare`, for the proxy) joins the look that the define has caused.
 
 While a domain starts, libvirt holds it locked and every call about it would block a thread: looks at it wait until that is over
-(:mod:`~pcinuma.daemon.starts`). Who changes one thing after the other is let finish (:mod:`~pcinuma.daemon.bursts`).
+(:mod:`~pcinuma.daemon.starts`). Who changes one thing after the other is let finish (:mod:`~pcinuma.daemon.debounce`).
 
-A definition that arrives just when somebody undefines the domain would bring it back; :mod:`~pcinuma.daemon.resurrection` sees
+A definition that arrives just when somebody undefines the domain would bring it back; :mod:`~pcinuma.daemon.undefine_race` sees
 to that.
 """
 
@@ -31,7 +31,6 @@ from weakref import WeakValueDictionary
 import libvirt
 
 from pcinuma.daemon import definition, starts
-from pcinuma.daemon.agenda import NOW, SOMETIME, Agenda
 from pcinuma.daemon.contention import Addresses, Contention
 from pcinuma.daemon.decisions import Decisions
 from pcinuma.daemon.definition import Ahead, Change, Definitions, Job
@@ -41,9 +40,10 @@ from pcinuma.daemon.link import DomainEvent
 from pcinuma.daemon.overwritten import read
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
-from pcinuma.daemon.resurrection import Resurrections
 from pcinuma.daemon.starts import Starts
 from pcinuma.daemon.state import State, StateFile
+from pcinuma.daemon.undefine_race import Resurrections
+from pcinuma.daemon.work_queue import NOW, SOMETIME, Agenda
 from pcinuma.engine import Request
 from pcinuma.errors import PcinumaError
 from pcinuma.log import log

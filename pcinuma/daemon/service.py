@@ -15,15 +15,17 @@ from typing import Any, Awaitable, Callable, Mapping, Optional, TypeVar
 import libvirt
 
 from pcinuma import __version__, engine
-from pcinuma.daemon import boot, definition, hotplug
+from pcinuma.daemon import definition, hotplug
+from pcinuma.daemon import start_check as boot
+from pcinuma.daemon.current_layout import as_it_is
 from pcinuma.daemon.decisions import now
 from pcinuma.daemon.definition import Change
-from pcinuma.daemon.glance import glance
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
-from pcinuma.daemon.standing import as_it_is, parse
 from pcinuma.daemon.state import StateFile
+from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import glance
 from pcinuma.errors import UnusableInput
 from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason
@@ -142,7 +144,7 @@ class Service:
             result = engine.place(xml, request)
             # Who passes XML through on somebody's way to libvirt places what the daemon would place, and no more.
             if caller in ("proxy", "hook") and policy is None and not self._reconciler.allows(uuid, owner):
-                result = as_it_is(parse(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
+                result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
                 result = replace(result, refused=False)
             return result, uuid, name
 
@@ -225,7 +227,7 @@ class Service:
 
         def work() -> hotplug.Seated:
             live = domain.XMLDesc(0).encode()
-            if not self._reconciler.allows(uuid, parse(live).policy):
+            if not self._reconciler.allows(uuid, parse_domain(live).policy):
                 return hotplug.Seated(device_xml, False, Reason.NOT_ENABLED.sentence)
             pools = self._pools.resolve(self._link.connection(), b"<domain><devices>%b</devices></domain>" % device_xml.encode())
             pools.update(self._pools.resolve(self._link.connection(), live))

@@ -18,8 +18,8 @@ import time
 from typing import NamedTuple, Optional, Sequence
 
 from pcinuma.daemon.definition_files import DefinitionFiles, Followed
-from pcinuma.daemon.standing import parse
 from pcinuma.domain.merge import distance
+from pcinuma.domain.read import parse_domain
 
 HORIZON = 2.0
 SEEN = 32
@@ -37,7 +37,7 @@ def made_from(seen: Sequence[Seen], theirs: bytes) -> Optional[bytes]:
     """The version that ``theirs`` was made from, of those that were there before, in order; None if from none of them. Raises
     UnusableInput."""
     latest = seen[-1].text
-    if parse(theirs).placement is None and all(parse(version.text).placement is not None for version in seen if version.ours):
+    if parse_domain(theirs).placement is None and all(parse_domain(version.text).placement is not None for version in seen if version.ours):
         return None
     found, least = latest, distance(latest, theirs)
     for version in reversed(seen[:-1]):

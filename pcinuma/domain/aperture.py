@@ -12,13 +12,13 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator
-from typing import NamedTuple, Optional
+from typing import Optional
 
 from lxml import etree
 
 from pcinuma.domain.xml import Parts
+from pcinuma.model import Cpu, Firmware, Manager
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _TOLD = "opt/ovmf/X-PciMmio64Mb"
@@ -35,41 +35,6 @@ _WITH_GIB_PAGES = (
 )  # fmt: skip
 """libvirt's ``cpu_map``, models with the feature pdpe1gb."""
 _MANAGERS = (("http://openstack.org/xmlns/libvirt/nova/", "NOVA"), ("http://ovirt.org/vm/", "OVIRT"))
-
-
-class Manager(enum.Enum):
-    """The software that wrote the domain, by its metadata: it decides on what its users can set."""
-
-    LIBVIRT = "libvirt"
-    NOVA = "nova"
-    OVIRT = "ovirt"
-
-
-class Cpu(NamedTuple):
-    """The guest's CPU, as far as its address bits go. ``vendor``, ``bits``, ``gib_pages``: None for the host's. ``limit``: no more bits.
-
-    ``perhaps_hosts``: libvirt may give it the host's bits all the same.
-    """
-
-    vendor: Optional[str]
-    bits: Optional[int]
-    limit: Optional[int]
-    gib_pages: Optional[bool]
-    perhaps_hosts: bool
-
-
-class Firmware(NamedTuple):
-    """UEFI firmware, sizes in bytes.
-
-    ``size``: its range where the machine type decides on that; else ``told``, what it was told, and the rest, from which it works it out.
-    ``memory``: the guest's, with all that can be plugged in.
-    """
-
-    size: Optional[int]
-    told: Optional[int]
-    memory: int
-    cpu: Cpu
-    manager: Manager
 
 
 _HOST_CPU = Cpu(None, None, None, None, False)

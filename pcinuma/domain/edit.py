@@ -15,7 +15,7 @@ from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of
 from pcinuma.domain.ownership import removable
 from pcinuma.domain.read import Elements
-from pcinuma.domain.seats import Seats, takes_devices
+from pcinuma.domain.usable_address import Seats, takes_devices
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
 from pcinuma.model import Controller, Domain, Original, Placement
 from pcinuma.plan import Plan

@@ -56,6 +56,11 @@ def read_domain(document: Document, pools: frozenset[str] = frozenset(), near_ba
     return _Reader(document.root, pools, near_backing).read()
 
 
+def parse_domain(xml: bytes) -> Domain:
+    """What a domain XML says, for who needs none of its elements. Raises UnusableInput."""
+    return read_domain(Document(xml))[0]
+
+
 def machine_kind(element: Optional[etree._Element]) -> tuple[MachineKind, Optional[str]]:
     """The kind of the machine type in ``<os><type>`` and its name (libvirt's ``qemuDomainMachineIs…`` in ``src/qemu/qemu_domain.c``)."""
     name = element.get("machine") if element is not None else None

@@ -23,8 +23,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Mapping, NamedTuple, Optional, Sequence
 
-from pcinuma.domain.aperture import Firmware, Manager
-from pcinuma.placement import remedy
+from pcinuma.model import Firmware, Manager
+from pcinuma.placement import hints as remedy
 from pcinuma.plan import NoRoom
 
 _MIB, _GIB = 1 << 20, 1 << 30

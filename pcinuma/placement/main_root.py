@@ -11,10 +11,10 @@ from typing import Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.metadata import says_several
-from pcinuma.domain.seats import Seats, takes_devices
+from pcinuma.domain.usable_address import Seats, takes_devices
 from pcinuma.model import Domain, MachineKind
+from pcinuma.placement.existing import Standing
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.standing import Standing
 from pcinuma.placement.units import Unit, slot_of
 from pcinuma.plan import Move, NoRoom
 

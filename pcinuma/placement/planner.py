@@ -1,8 +1,8 @@
 """The plan for one domain: fresh, or for a placed one the least change that makes it right again.
 
-A fresh plan tries the groupings from the wished one to coarser ones, each in an attempt (:mod:`pcinuma.placement.attempt`) that is thrown
-away if it does not fit; so does a layout afresh of a placed domain (``Wish.replan``). Else a placed domain keeps its grouping, and leaves
-out the newcomers that do not fit.
+A fresh plan tries the groupings from the wished one to coarser ones, each in an assignment (:mod:`pcinuma.placement.assignment`) that is
+thrown away if it does not fit; so does a layout afresh of a placed domain (``Wish.replan``). Else a placed domain keeps its grouping, and
+leaves out the newcomers that do not fit.
 
 Memory windows are judged wherever something moves. What stands has run, most likely, and the limits are estimates and those of the firmware
 that was measured: taking such a guest back would change its addresses for what may be no fault. So there it is a remark (``doubt``), but
@@ -20,9 +20,9 @@ from typing import Mapping, Optional
 from pcinuma.address import PciAddress
 from pcinuma.model import Domain, MachineKind
 from pcinuma.placement.aperture import NoAperture
-from pcinuma.placement.attempt import Attempt, Wish
+from pcinuma.placement.assignment import Attempt, Wish
+from pcinuma.placement.existing import Standing
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.standing import Standing
 from pcinuma.placement.units import Unit, units_of
 from pcinuma.plan import NoRoom, Plan, Verdict
 from pcinuma.settings import GroupBy

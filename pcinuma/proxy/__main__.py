@@ -13,7 +13,7 @@ from typing import Optional, Sequence
 
 from pcinuma.errors import EXIT_DONE, PcinumaError, UnusableInput
 from pcinuma.log import configure, log
-from pcinuma.proxy.broker import Broker
+from pcinuma.proxy.request_handler import Broker
 from pcinuma.proxy.server import Listener, Server
 from pcinuma.settings import load_settings
 from pcinuma.systemd import Notifier, watchdog

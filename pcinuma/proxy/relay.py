@@ -28,8 +28,8 @@ from typing import Optional, Union
 
 from pcinuma.log import log
 from pcinuma.proxy import calls, wire
-from pcinuma.proxy.lane import CHUNK, Lane
-from pcinuma.proxy.questions import Answer, ParentGone, Question, QuestionPipe, Topic
+from pcinuma.proxy.forwarder import CHUNK, Lane
+from pcinuma.proxy.requests import Answer, ParentGone, Question, QuestionPipe, Topic
 from pcinuma.proxy.wire import Framing, Header, Kind, WireError
 
 LINGER = 2.0

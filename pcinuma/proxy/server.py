@@ -23,10 +23,10 @@ from typing import NamedTuple, Optional, Sequence
 from pcinuma.errors import PcinumaError
 from pcinuma.log import log
 from pcinuma.proxy.admission import Admission
-from pcinuma.proxy.broker import Broker
-from pcinuma.proxy.identity import Identity
-from pcinuma.proxy.questions import QuestionPipe
+from pcinuma.proxy.credentials import Identity
 from pcinuma.proxy.relay import Relay
+from pcinuma.proxy.request_handler import Broker
+from pcinuma.proxy.requests import QuestionPipe
 
 CONNECTIONS_MAX = 1000
 CONNECTIONS_FOR_ROOT = 100

@@ -17,9 +17,9 @@ from typing import Optional
 
 import pytest
 
-from pcinuma.domain.aperture import Cpu, Firmware, Manager
 from pcinuma.lab import endpoints, initramfs, machine
 from pcinuma.lab.kernel import Kernel
+from pcinuma.model import Cpu, Firmware, Manager
 from pcinuma.placement.aperture import Aperture, firmware_range
 from tests.guest.test_windows import INIT
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from pcinuma.daemon.agenda import GIVES_WAY, NOW, SOMETIME, Agenda
+from pcinuma.daemon.work_queue import GIVES_WAY, NOW, SOMETIME, Agenda
 
 
 def test_an_event_comes_before_a_sweep_and_nobody_is_given_out_twice() -> None:
@@ -48,7 +48,7 @@ def test_one_that_may_not_be_looked_at_stays_wanted() -> None:
 def test_a_look_without_an_event_waits_a_moment_for_one_with_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
     def waits(agenda: Agenda, uuid: str, at_most: float) -> bool:
         """Whether it waits as long as it may."""
-        monkeypatch.setattr("pcinuma.daemon.agenda.GIVES_WAY", at_most)
+        monkeypatch.setattr("pcinuma.daemon.work_queue.GIVES_WAY", at_most)
         began = time.monotonic()
         agenda.give_way(uuid)()
         return time.monotonic() - began >= at_most

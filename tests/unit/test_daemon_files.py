@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcinuma.daemon.bursts import CALM, PATIENCE, Burst
+from pcinuma.daemon.debounce import CALM, PATIENCE, Burst
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.file_watch import Fanotify, Inotify, Watch, open_watch
 from pcinuma.daemon.starts import SIGNS_ARE_LATE, Starts

@@ -13,13 +13,15 @@ from hypothesis import strategies as st
 
 from pcinuma import engine
 from pcinuma.address import PciAddress
-from pcinuma.daemon import boot, contention, hotplug
+from pcinuma.daemon import contention, hotplug
+from pcinuma.daemon import start_check as boot
 from pcinuma.daemon.contention import Contention
-from pcinuma.daemon.glance import glance
+from pcinuma.daemon.current_layout import strangers
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import networks, read_network, virtual_functions
-from pcinuma.daemon.standing import parse, strangers
 from pcinuma.daemon.state import State
+from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import glance
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
 from pcinuma.reason import Outcome, Reason
@@ -261,15 +263,15 @@ def test_a_host_that_changed_under_a_placed_domain_is_noticed(host: Path, tmp_pa
 
 def test_strangers_on_our_ports_are_those_that_are_not_passed_through(host: Path) -> None:
     placed = engine.place(both(two_cells()).formatted(), replace(Request(host), settings=Settings(spare_ports=1))).xml
-    domain = parse(placed)
+    domain = parse_domain(placed)
     assert strangers(domain) == frozenset()
     assert domain.placement is not None
     free = max(domain.placement.controllers)
     here = f"<address type='pci' domain='0x0000' bus='0x{free:02x}' slot='0x00' function='0x0'/>"
     rng = f"<rng model='virtio'><backend model='random'>/dev/urandom</backend>{here}</rng>"
     moved_in = placed.replace(b"</devices>", rng.encode() + b"</devices>")
-    assert strangers(parse(moved_in)) == {PciAddress(0, free, 0, 0)}
-    assert strangers(parse(both(two_cells()).formatted())) == frozenset()
+    assert strangers(parse_domain(moved_in)) == {PciAddress(0, free, 0, 0)}
+    assert strangers(parse_domain(both(two_cells()).formatted())) == frozenset()
 
 
 # Hot-plug.
@@ -290,7 +292,7 @@ def test_a_plugged_device_gets_a_spare_port_of_its_own_cell(host: Path, bus: int
     live, request = placed_with_spares(host, 1)
     seated = hotplug.seat(live, hostdev_xml(bus), request)
     assert seated.changed
-    with_device = parse(live.replace(b"</devices>", seated.device_xml.encode() + b"</devices>"))
+    with_device = parse_domain(live.replace(b"</devices>", seated.device_xml.encode() + b"</devices>"))
     address = with_device.devices[-1].address
     assert address is not None
     port = with_device.controllers[address.bus]

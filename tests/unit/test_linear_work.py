@@ -14,8 +14,8 @@ import pytest
 
 from pcinuma import engine
 from pcinuma.daemon import mdevs, pools
-from pcinuma.daemon.glance import glance
-from pcinuma.daemon.standing import parse
+from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import glance
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
@@ -142,7 +142,7 @@ WORK: dict[str, Callable[[bytes, Path], Any]] = {
     "serialise": lambda xml, _: Document(xml).serialise(),
     "glance": lambda xml, _: glance(xml),
     "networks and mdevs": lambda xml, _: (pools.networks(xml), mdevs.uuids(xml)),
-    "parse": lambda xml, _: parse(xml),
+    "parse": lambda xml, _: parse_domain(xml),
 }
 SHORT, TIMES, BOUND = 48 * 1024, 4, 10
 

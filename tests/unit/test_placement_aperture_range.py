@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lxml import etree
 
-from pcinuma.domain.aperture import Cpu, Firmware, Manager, read_firmware
+from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.xml import parts_of
 from pcinuma.engine import Request, place
 from pcinuma.host.place import HostReader
+from pcinuma.model import Cpu, Firmware, Manager
 from pcinuma.placement.aperture import Aperture, firmware_range
 from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import two_cells

@@ -9,8 +9,9 @@ from typing import Optional
 import pytest
 
 from pcinuma.address import PciAddress
+from pcinuma.daemon.current_layout import with_standing
 from pcinuma.daemon.hotplug import seat
-from pcinuma.daemon.standing import parse, with_standing
+from pcinuma.domain.read import parse_domain
 from pcinuma.engine import Request, Result, place, revert
 from pcinuma.errors import ConfigError
 from pcinuma.host.backing import Backings
@@ -238,7 +239,7 @@ def test_the_report_of_an_unplaced_definition_has_their_addresses(root: Path) ->
     """What the hook and the reconciler say of a domain that they do not change."""
     xml = _both().formatted()
     wished = place(xml, Request(root=root, settings=ON))
-    assert [line.guest_address for line in with_standing(parse(xml), xml, wished).devices] == ["0000:03:00.0", "0000:01:00.0"]
+    assert [line.guest_address for line in with_standing(parse_domain(xml), xml, wished).devices] == ["0000:03:00.0", "0000:01:00.0"]
 
 
 def test_one_that_is_plugged_in_gets_a_spare_port_of_its_place(root: Path) -> None:

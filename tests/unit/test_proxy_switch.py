@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pcinuma.errors import PcinumaError, UnusableInput
-from pcinuma.proxy import switch
+from pcinuma.proxy import activation as switch
 from pcinuma.proxy.dropins import Daemon, SocketUnit, files, read_socket_unit, unit_texts
 from tests import needs
 

@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from pcinuma.proxy import calls, wire
 from pcinuma.proxy.calls import Procedure
-from pcinuma.proxy.questions import QuestionPipe, frame
 from pcinuma.proxy.relay import Relay
+from pcinuma.proxy.requests import QuestionPipe, frame
 from pcinuma.proxy.wire import Framing, Header, Kind
 
 UUID = uuid.UUID("5ad3b1c4-6f1c-4a5e-8a39-0d6f0c2c7e11")

@@ -12,7 +12,10 @@ import pytest
 
 from pcinuma import engine
 from pcinuma.cli import devices
-from pcinuma.daemon import boot, glance, hotplug, mdevs, pools, standing
+from pcinuma.daemon import hotplug, mdevs, pools
+from pcinuma.daemon import start_check as boot
+from pcinuma.domain import summary as glance
+from pcinuma.domain.read import parse_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import EXIT_UNUSABLE, PcinumaError, UnusableInput
@@ -37,7 +40,7 @@ ENTRIES: dict[str, tuple[str, Callable[[bytes], Any]]] = {
     "place": (DOMAIN, lambda xml: engine.place(xml, Request(Path("/nowhere")))),
     "revert": (DOMAIN, engine.revert),
     "glance": (DOMAIN, glance.glance),
-    "standing": (DOMAIN, standing.parse),
+    "standing": (DOMAIN, parse_domain),
     "boot": (DOMAIN, lambda xml: boot.judge(xml, lambda _: Request(Path("/nowhere")), lambda *_: True, lambda _: True)),
     "networks of a domain": (DOMAIN, pools.networks),
     "mdevs of a domain": (DOMAIN, mdevs.uuids),

@@ -8,7 +8,7 @@ from typing import Any, Mapping
 from pcinuma import __version__
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.errors import DaemonError, PcinumaError
-from pcinuma.proxy import switch
+from pcinuma.proxy import activation as switch
 from pcinuma.varlink import client
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import NamedTuple, Optional
 from xml.parsers.expat import ExpatError
 
-from pcinuma.daemon.standing import parse
 from pcinuma.domain.metadata import NAMESPACE
+from pcinuma.domain.read import parse_domain
 from pcinuma.settings import Policy
 from pcinuma.xml_parser import stream_parser
 
@@ -44,7 +44,7 @@ def glance(xml: bytes) -> Glance:
             start, end = end, 2 * end  # expat looks at an unfinished token again with each piece, so pieces grow with what is behind them
         reader.parser.Parse(b"", True)
     except (ExpatError, ValueError):  # a DTD, an encoding that only lxml knows, or no XML, which it says better
-        domain = parse(xml)
+        domain = parse_domain(xml)
         return Glance(domain.name, domain.uuid, domain.policy)
     return reader.found()
 

@@ -17,8 +17,8 @@ from typing import Any, Optional
 
 from pcinuma.errors import DaemonError
 from pcinuma.log import log
-from pcinuma.proxy.identity import Identity
-from pcinuma.proxy.questions import QUESTION_MAX, Question, Topic, frame
+from pcinuma.proxy.credentials import Identity
+from pcinuma.proxy.requests import QUESTION_MAX, Question, Topic, frame
 from pcinuma.varlink import client
 
 

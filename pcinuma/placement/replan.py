@@ -11,8 +11,8 @@ from __future__ import annotations
 from pcinuma.address import PciAddress
 from pcinuma.domain.ownership import removable
 from pcinuma.model import Controller, Domain
+from pcinuma.placement.existing import must_stay
 from pcinuma.placement.layout import Layout
-from pcinuma.placement.standing import must_stay
 from pcinuma.placement.units import Unit
 
 

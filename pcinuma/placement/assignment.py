@@ -17,12 +17,12 @@ from typing import Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.model import Domain, MachineKind, Original, Passthrough, Placement
-from pcinuma.placement.afresh import means_the_same, withdrawn
 from pcinuma.placement.aperture import Aperture
+from pcinuma.placement.existing import Key, Standing, key_of
 from pcinuma.placement.grouping import Shape, Switch, branching, shapes
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.main_root import MainRoot
-from pcinuma.placement.standing import Key, Standing, key_of
+from pcinuma.placement.replan import means_the_same, withdrawn
 from pcinuma.placement.units import Unit, slot_of
 from pcinuma.plan import Move, NoRoom, Plan
 from pcinuma.reason import Reason
@@ -33,7 +33,7 @@ from pcinuma.settings import GroupBy
 class Wish:
     """What shapes a plan besides the domain and the host.
 
-    ``replan``: lay a placed domain out afresh (:mod:`pcinuma.placement.afresh`). ``ran_with``: addresses of strangers that the guest
+    ``replan``: lay a placed domain out afresh (:mod:`pcinuma.placement.replan`). ``ran_with``: addresses of strangers that the guest
     already ran with. ``aperture``: what the devices' windows must fit in.
     """
 

@@ -11,18 +11,13 @@ from dataclasses import replace
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.read import read_domain
+from pcinuma.domain.read import parse_domain, read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Result
 from pcinuma.model import BACKED, Domain
 from pcinuma.reason import Outcome, Reason
 
 _BACKED = tuple(form.value for form in BACKED)
-
-
-def parse(xml: bytes) -> Domain:
-    """What a domain XML says. Raises UnusableInput."""
-    return read_domain(Document(xml))[0]
 
 
 def as_it_is(domain: Domain, xml: bytes, wished: Result, reason: Reason, hint: Optional[str] = None) -> Result:
@@ -35,7 +30,7 @@ def with_standing(domain: Domain, xml: bytes, wished: Result) -> Result:
     """``wished`` with the devices and the XML as they are."""
     if wished.xml == xml:
         return wished
-    after = parse(wished.xml)
+    after = parse_domain(wished.xml)
     addresses = {device.source: device.address for device in domain.devices}
     if any(device.form in _BACKED and device.source not in addresses for device in wished.devices):
         addresses.update({device.source: device.address for device in read_domain(Document(xml), near_backing=True)[0].devices})

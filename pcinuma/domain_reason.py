@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Optional, Sequence
 
-from pcinuma.domain.aperture import Manager
-from pcinuma.model import Domain
+from pcinuma.model import Domain, Manager
 from pcinuma.reason import Reason
 from pcinuma.report import DeviceReport
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Optional
 
-from pcinuma.domain.aperture import Cpu, Firmware, Manager
+from pcinuma.model import Cpu, Firmware, Manager
 
 _GIB = 1 << 30
 _FEWER = "fewer such devices in one guest need less"

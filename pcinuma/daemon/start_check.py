@@ -12,8 +12,9 @@ from typing import Callable, Optional
 
 from pcinuma import engine
 from pcinuma.address import PciAddress
-from pcinuma.daemon.glance import glance, mentions_us
-from pcinuma.daemon.standing import all_stand, as_it_is, parse, strangers, with_standing
+from pcinuma.daemon.current_layout import all_stand, as_it_is, strangers, with_standing
+from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import glance, mentions_us
 from pcinuma.engine import Request, Result
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
@@ -43,7 +44,7 @@ class Boot:
         wished = self.wished
         if self.allowed and wished.xml == self.xml and not mentions_us(self.xml):
             return wished, frozenset()
-        domain = parse(self.xml)
+        domain = parse_domain(self.xml)
         if not self.allowed:
             result = as_it_is(domain, self.xml, wished, Reason.NOT_ENABLED, f"pcinuma enable {self.name}")
         elif wished.xml == self.xml:
@@ -77,7 +78,7 @@ def judge(
         return replace(boot, refusal=f"domain {name}: {wished.message}")
     if wished.xml == xml:
         return boot
-    if boot.policy is Policy.REQUIRED and not all_stand(wished, with_standing(parse(xml), xml, wished)):
+    if boot.policy is Policy.REQUIRED and not all_stand(wished, with_standing(parse_domain(xml), xml, wished)):
         mend = (
             "its definition is being placed now: start it again"
             if is_persistent(uuid)
