@@ -46,7 +46,7 @@ def _start(xml: bytes, disk: str, root: Path, scratch: Path, firmware: str, stop
     ("firmware", "path"),
     [
         ("seabios", "/dev/nvme0n1"),
-        ("seabios", "/dev/nvme1n1"),
+        pytest.param("seabios", "/dev/nvme1n1", marks=pytest.mark.full),
         ("ovmf", "/dev/nvme1n1"),
         pytest.param("ovmf", "/dev/nvme0n1", marks=pytest.mark.full),
     ],

@@ -54,6 +54,7 @@ def test_aarch64_with_acpi(aarch64: Foreign, tmp_path: Path) -> None:
     assert _boot(result.xml, root, aarch64, tmp_path).judge(STRAIGHT, GroupBy.ROOT_COMPLEX) == []
 
 
+@pytest.mark.full
 def test_aarch64_without_acpi_would_lose_its_devices_and_so_stays_as_it_is(aarch64: Foreign, tmp_path: Path) -> None:
     """Why there is a reason ``no-acpi``: the layout that ACPI needs is what a device tree hides."""
     root = MACHINES["two-sockets"]().write(tmp_path / "host")

@@ -53,7 +53,7 @@ def test_eight_bars_of_64_gib_are_all_mapped_by_seabios(lab_kernel: Kernel, tmp_
     assert _mapped(xml, kinds, 2, lab_kernel, tmp_path, "seabios", 65536) == len(GPUS)
 
 
-@pytest.mark.parametrize(("ports", "mapped"), [(10, 2), (11, 0)])
+@pytest.mark.parametrize(("ports", "mapped"), [pytest.param(10, 2, marks=pytest.mark.full), (11, 0)])
 def test_ovmf_maps_devices_with_io_bars_beside_ten_hot_pluggable_ports(
     ports: int, mapped: int, lab_kernel: Kernel, tmp_path: Path
 ) -> None:

@@ -256,13 +256,14 @@ def record_faults(before: bytes, after: bytes) -> list[str]:
         aside = device.at is not None and (device.at.bus in ours(after) or _is_ours(guest, recorded.get(device.source), ours(after)))
         if not moved and device.source in recorded and not device.unassigned and not aside and before != after:
             found.append(f"{device.source} is recorded, but was not moved")
-    new = [c.index for c in guest.controllers.values() if c.index not in Guest.of(before).controllers]
+    old = Guest.of(before).controllers
+    new = [index for index in guest.controllers if index not in old]
     if sorted(set(new) - set(ours(after))):
         found.append(f"controllers {sorted(set(new) - set(ours(after)))} are new and not in <placement>")
     return found
 
 
-def _is_ours(guest: Guest, address: Optional[dict[str, str]], owned: list[int]) -> bool:
+def _is_ours(guest: Guest, address: Optional[dict[str, str]], owned: tuple[int, ...]) -> bool:
     """Whether one of our controllers is where a device once was."""
     if not address:
         return False

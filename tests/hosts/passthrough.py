@@ -1,8 +1,9 @@
-"""The passthrough devices of a domain as FACTS.md's table lists them, and the guest cell of a host node: read independently."""
+"""The passthrough devices of a domain, form by form, and the guest cell of a host node: read independently of the program."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Mapping, Optional, Union
 
 from lxml import etree
@@ -118,9 +119,15 @@ def cell_numbers(xml: bytes) -> set[int]:
     return {int(cell.get("id", str(n))) for n, cell in enumerate(etree.fromstring(xml).findall("cpu/numa/cell"))}
 
 
+@lru_cache(4)
+def _tree(xml: bytes) -> etree._Element:
+    """To look at only."""
+    return etree.fromstring(xml)
+
+
 def cells_for(xml: bytes, host: Host, node: int) -> set[int]:
     """The guest cells that stand for a host node: one is the answer; none or several leave the device where it is."""
-    root = etree.fromstring(xml)
+    root = _tree(xml)
     cells = {int(c.get("id", str(n))): c.get("cpus") for n, c in enumerate(root.findall("cpu/numa/cell"))}
     by_memory = {
         int(m.get("cellid"))
@@ -139,18 +146,20 @@ def placement(xml: bytes) -> Optional[etree._Element]:
     return etree.fromstring(xml).find(f"metadata/{NS}pcinuma/{NS}placement")
 
 
-def listed(xml: bytes) -> list[int]:
+@lru_cache(16)
+def listed(xml: bytes) -> tuple[int, ...]:
     """The indexes of the controllers that the metadata says are ours."""
     element = placement(xml)
     indexes = [] if element is None else [c.get("index", "") for c in element.findall(f"{NS}controller")]
-    return [int(index) for index in indexes if index.isascii() and index.isdecimal()]
+    return tuple(int(index) for index in indexes if index.isascii() and index.isdecimal())
 
 
-def ours(xml: bytes) -> list[int]:
+@lru_cache(16)
+def ours(xml: bytes) -> tuple[int, ...]:
     """Those of them that are as pcinuma makes them: anybody may have written the list."""
     indexes = listed(xml)
     if not indexes:
-        return []
+        return ()
     guest = Guest.of(xml)
     good: list[int] = []
     for index in indexes:
@@ -170,4 +179,4 @@ def ours(xml: bytes) -> list[int]:
                 controller.model == "pcie-switch-upstream-port" and above.model in PORTS
             ):
                 good.append(index)
-    return good if any(guest.controllers[index].expander for index in good) else []
+    return tuple(good) if any(guest.controllers[index].expander for index in good) else ()

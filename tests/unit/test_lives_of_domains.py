@@ -324,7 +324,7 @@ class Lives(RuleBasedStateMachine):
 
     def _can_be_taken_back(self, xml: bytes, told: str) -> None:
         back = revert(xml).xml
-        assert ours(back) == [] and placement(back) is None, told
+        assert not ours(back) and placement(back) is None, told
         assert _text(without_ours(back)) == _text(without_ours(xml)) or _strangers_on_ours(xml), told
         guest = Guest.of(back)
         if not guest.express:
