@@ -17,10 +17,11 @@ from pcinuma.lab.kernel import Kernel
 READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
 READ_END = "=====PCINUMA-READ-END====="
 CMDLINE = (
-    "console=ttyS0 quiet panic=-1 mitigations=off tsc=reliable no_timer_check nokaslr"
+    "console=ttyS0 quiet panic=-1 mitigations=off rodata=off tsc=reliable no_timer_check nokaslr"
     " cryptomgr.notests audit=0 apparmor=0 nowatchdog random.trust_cpu=on 8250.nr_uarts=1"
-    # Self-tests, keys and probes that have nothing to do with PCI; a kernel without such a function takes no notice.
-    " initcall_blacklist=crypto_kdf108_init,load_system_certificate_list,init_ima,init_evm,init_kprobe_trace,cmos_init"
+    # Self-tests (rodata=off: of the kernel's own page tables), keys and probes that have nothing to do with PCI; a kernel without such a
+    # function takes no notice.
+    " initcall_blacklist=crypto_kdf108_init,load_system_certificate_list,init_ima,init_evm,init_kprobe_trace,init_blk_tracer,cmos_init"
 )
 
 _READ = """
@@ -95,12 +96,12 @@ def image(kernel: Kernel, *, read_disks: bool = False, watch: bool = False) -> b
     files: dict[str, bytes] = {}
     # The console that the kernel opened for init is the serial port already, and the tree needs sysfs alone: each mount is a fork.
     work = "mount -t sysfs sysfs /sys\n" + initramfs.PRINT_TREE + "print_tree\nmount -t proc proc /proc\n"
-    if watch:
-        work += _WATCH
     if read_disks:
         work += "mount -t devtmpfs devtmpfs /dev\n" + _READ
         for number, (name, content) in enumerate(initramfs.modules(kernel, ["nvme"])):
             files[f"modules/{number:02}-{name}"] = content
+    if watch:
+        work += _WATCH
     files["init"] = ("#!/bin/sh\n" + work + initramfs.RESET).encode()
     return initramfs.image(files)
 

@@ -291,7 +291,7 @@ class Host:
         return set().union(*(cpu_set(node.cpus) for node in self.nodes.values()))
 
     def node_of(self, address: str) -> Optional[int]:
-        """The host node of a function as DESIGN.md derives it; None for no affinity. ValueError where a file holds garbage."""
+        """The host node of a function as it follows from the files; None for no affinity. ValueError where a file holds garbage."""
         function = self.functions[self._full(address)]
         node = self._derived(function)
         return self._derived(function.physfn) if node is None and function.physfn else node

@@ -1,4 +1,4 @@
-"""The judge's rules for where things are: PCI's own (FACTS.md), and each device's place in the guest against that on the host."""
+"""The judge's rules for where things are: PCI's own, and each device's place in the guest against that on the host."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.hosts.passthrough import Passed, cell_numbers, is_passed, ours, passe
 
 
 def layout_faults(before: bytes, after: bytes, owned: list[int], fresh: bool) -> list[str]:
-    """The PCI rules of FACTS.md, on the guest as libvirt completes it."""
+    """PCI's rules and QEMU's, on the guest as libvirt completes it."""
     said, found = Guest.of(after), []
     guest = said.completed()
     found += [f"controller index {index} twice" for index in said.duplicates]

@@ -5,15 +5,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pcinuma.lab import initramfs, jobs, kernel, nested, presets, virtual_host
+from pcinuma.lab import jobs, kernel, nested, presets, virtual_host
+from pcinuma.lab.hardware import nic
+from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
 
-PRESET = presets.two_sockets_with_switches
+PLUGGED = "other-nic1"
 STRANGER = "stranded"
 BARE = "unplaced"
 TRANSIENT = "transient"
-HOT = "changing"
 PROXY = "/run/pcinuma/libvirt-sock"
+
+
+def preset() -> Preset:
+    """The demonstration's, and beside the switch of node 1 a NIC that is plugged into the guest while it runs."""
+    made = presets.two_sockets_with_switches()
+    made.host.complexes[-1].port(nic(PLUGGED))
+    return made
+
 
 JOB = (
     jobs.DRIVERS
@@ -26,14 +35,24 @@ JOB = (
     + jobs.START
     + jobs.GUEST
     + jobs.READ
+    + """
+says() { grep -q "$1" /consoles/%(vm)s.console; }
+pcinuma attach %(vm)s %(plugged)s --json >/job/out/attach.json 2>/job/out/attach.log || give_up "attach: $(cat /job/out/attach.log)"
+virsh dumpxml %(vm)s >/job/out/attached.xml
+virsh dumpxml --inactive %(vm)s >/job/out/attached-inactive.xml
+drivers >/job/out/drivers-attached
+wait_for 600 says '%(seen)s' || give_up "the guest did not see its new device"
+step "pcinuma attach: the guest has seen its new device"
+pcinuma detach %(vm)s %(plugged)s --timeout 300 --json >/job/out/detach.json 2>/job/out/detach.log
+echo "exit code $?" >>/job/out/detach.log
+virsh dumpxml %(vm)s >/job/out/detached.xml
+virsh dumpxml --inactive %(vm)s >/job/out/detached-inactive.xml
+drivers >/job/out/drivers-detached
+wait_for 120 says '%(unseen)s'
+step "pcinuma detach: the guest has let go of it"
+"""
     + jobs.STOP
     + """
-# The guest that is to be changed while it runs boots while everything else happens.
-virsh -q define /job/%(hot)s.xml >/dev/null || give_up "define %(hot)s"
-wait_for 120 placed %(hot)s || give_up "%(hot)s was not placed"
-virsh -q start %(hot)s >/job/out/hot-start.log 2>&1 || give_up "virsh start %(hot)s: $(cat /job/out/hot-start.log)"
-step "virsh start %(hot)s"
-
 virsh dumpxml --inactive %(vm)s >/job/out/placed.xml
 cp /job/out/pcinumad.log /job/out/pcinumad-first.log
 
@@ -77,53 +96,31 @@ step "a guest has started although pcinumad was killed"
 
 rm -f /run/pcinuma/pcinuma.sock
 start_pcinuma
-
-says() { grep -q "$1" /consoles/%(hot)s.console; }
-wait_for 1200 says '%(tree)s' || give_up "%(hot)s printed nothing"
-step "%(hot)s runs"
-pcinuma attach %(hot)s %(plugged)s --json >/job/out/attach.json 2>/job/out/attach.log || give_up "attach: $(cat /job/out/attach.log)"
-virsh dumpxml %(hot)s >/job/out/hot-attached.xml
-virsh dumpxml --inactive %(hot)s >/job/out/hot-attached-inactive.xml
-drivers >/job/out/drivers-hot
-wait_for 600 says '%(seen)s' || give_up "%(hot)s did not see its new device"
-step "pcinuma attach: the guest has seen its new device"
-pcinuma detach %(hot)s %(plugged)s --timeout 300 --json >/job/out/detach.json 2>/job/out/detach.log
-echo "exit code $?" >>/job/out/detach.log
-virsh dumpxml %(hot)s >/job/out/hot-detached.xml
-virsh dumpxml --inactive %(hot)s >/job/out/hot-detached-inactive.xml
-drivers >/job/out/drivers-hot-detached
-wait_for 120 says '%(unseen)s'
-step "pcinuma detach: the guest has let go of it"
-virsh -q destroy %(hot)s
 """
     + jobs.UNINSTALL
 )
 
 
 def run(image: kernel.Kernel, scratch: Path) -> HostRun:
-    preset = PRESET()
-    at = preset.host.addresses()
+    host = preset()
+    at = host.host.addresses()
     files = {
-        f"{jobs.NAME}.xml": nested.domain(jobs.NAME, preset.slots, preset.cells, group_by="switch"),
+        f"{jobs.NAME}.xml": nested.domain(jobs.NAME, host.slots, host.cells, group_by="switch", hotplug=True),
         f"{STRANGER}.xml": nested.domain(STRANGER, [at["nic1"]], {0: 0}, policy="required"),
-        f"{BARE}.xml": nested.domain(BARE, [at["disk0"]], preset.cells),
-        f"{TRANSIENT}.xml": nested.domain(TRANSIENT, [at["gpu0"]], preset.cells),
-        f"{HOT}.xml": nested.domain(HOT, [at["gpu1"]], preset.cells, initrd="watch.cpio", hotplug=True),
+        f"{BARE}.xml": nested.domain(BARE, [at["disk0"]], host.cells),
+        f"{TRANSIENT}.xml": nested.domain(TRANSIENT, [at["gpu0"]], host.cells),
         "plug.xml": nested.hostdev(at["nic0"]).encode(),
-        "images/nested.cpio": nested.image(image, read_disks=True),
-        "images/watch.cpio": nested.image(image, watch=True),
+        "images/nested.cpio": nested.image(image, read_disks=True, watch=True),
     }
     names = {
         "vm": jobs.NAME,
         "stranger": STRANGER,
         "bare": BARE,
         "transient": TRANSIENT,
-        "hot": HOT,
         "gone": at["disk0"],
-        "plugged": at["nic1"],
+        "plugged": at[PLUGGED],
         "socket": PROXY,
-        "tree": initramfs.END,
         "seen": nested.PLUGGED,
         "unseen": nested.UNPLUGGED,
     }
-    return virtual_host.run(preset.host, JOB % names, image, scratch, files=files, timeout=jobs.PATIENCE)
+    return virtual_host.run(host.host, JOB % names, image, scratch, files=files, timeout=jobs.PATIENCE)

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from pcinuma.lab import compare, guest_tree, jobs, kernel, layout, nested, virtual_host
 from pcinuma.lab.compare import Finding
+from pcinuma.lab.guest_tree import SeenTree
+from pcinuma.lab.initramfs import END
 from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
 from pcinuma.settings import GroupBy
@@ -24,6 +26,11 @@ def run(preset: Preset, image: kernel.Kernel, scratch: Path) -> HostRun:
 def judge(run: HostRun, preset: Preset, group_by: GroupBy = GroupBy.SWITCH) -> list[Finding]:
     live = layout.read(run.out["live.xml"].encode())
     host = guest_tree.parse(run.out["tree-at-start"])
-    guest = guest_tree.parse(run.out[f"{jobs.NAME}.console"])
+    guest = trees(run)[0]
     assert len(compare.pair(live, host, guest)) == len(preset.names), "a device of the domain is not on the host, or not in the live XML"
     return compare.judge(live, host, guest, {node: cell for cell, node in preset.cells.items()}, group_by)
+
+
+def trees(run: HostRun) -> list[SeenTree]:
+    """What the guest saw, each time that it printed it."""
+    return [guest_tree.parse(text + END) for text in run.out[f"{jobs.NAME}.console"].split(END)[:-1]]
