@@ -14,12 +14,12 @@ from typing import Any, Optional
 from pcinuma.cli.backend import backend
 from pcinuma.cli.connect import connection, find_domain, libvirt_module
 from pcinuma.cli.devices import ATTACH_HELP, device_xml, source_of
+from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, DaemonError, LibvirtError, PcinumaError
 from pcinuma.printable import printable
 from pcinuma.show.guest import Guest
 from pcinuma.show.screen import Screen
 from pcinuma.show.words import cell, why
-from pcinuma.varlink import client
 
 NAME = "attach"
 HELP = "give a domain a device of the host, under the right cell"

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Iterator, Mapping, NamedTuple, Optional, Protocol
 
+from pcinuma.daemon import client
 from pcinuma.errors import DaemonError
-from pcinuma.varlink import client
 
 _STOPPED = (None, "shut off", "crashed")
 
@@ -85,7 +85,7 @@ def daemon_is_down(error: DaemonError) -> bool:
 
 def may_not_ask(error: DaemonError) -> bool:
     """Whether this user may not talk to the daemon; reading from libvirt may still be allowed."""
-    return isinstance(error.__context__, PermissionError) or error.hint == "use sudo"
+    return error.hint == client.SUDO_HINT
 
 
 class _Daemon:

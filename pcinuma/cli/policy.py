@@ -14,12 +14,12 @@ from lxml import etree
 
 from pcinuma.cli.backend import daemon_is_down
 from pcinuma.cli.connect import connection, find_domain, libvirt_module
+from pcinuma.daemon import client
 from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError
 from pcinuma.printable import printable
 from pcinuma.settings import GroupBy, Policy
 from pcinuma.show.words import command, placed_of, why
-from pcinuma.varlink import client
 from pcinuma.xml_parser import parse
 
 NAME = "policy"

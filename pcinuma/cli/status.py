@@ -6,12 +6,12 @@ import argparse
 import json
 from typing import Any, Mapping
 
+from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE, LibvirtError
 from pcinuma.printable import printable
 from pcinuma.show.describe import count
 from pcinuma.show.screen import Screen
 from pcinuma.show.words import why
-from pcinuma.varlink import client
 
 NAME = "status"
 HELP = "list the domains, and whether their devices are placed"

@@ -2,7 +2,9 @@
 
 One asyncio process. The event loop owns all state; threads only run what may block::
 
-    service           the methods of the interface
+    interface         what it speaks on its socket, and
+    client            a call to it
+    methods           what each of the calls does
     start_check       the hook's question: is what is about to boot placed as the host is now?
     hotplug           a guest address for a device that is about to be plugged in
     current_layout    what an XML is, as opposed to what it should become

@@ -16,6 +16,7 @@ import signal
 import socket
 import sys
 from concurrent.futures import Future
+from errno import EADDRINUSE
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -23,16 +24,15 @@ _early: list[int] = []
 signal.signal(signal.SIGHUP, lambda number, _frame: _early.append(number))
 
 from pcinuma import __version__, systemd
-from pcinuma.daemon import lock, memory, state
+from pcinuma.daemon import client, lock, memory, state
 from pcinuma.daemon.link import Link
+from pcinuma.daemon.methods import Methods
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import WORKERS, Reconciler
-from pcinuma.daemon.service import Service
 from pcinuma.daemon.threads import Threads
-from pcinuma.errors import EXIT_DONE, ConfigError, PcinumaError
+from pcinuma.errors import EXIT_DONE, ConfigError, DaemonError, PcinumaError
 from pcinuma.log import configure, log
 from pcinuma.settings import Settings, load_settings
-from pcinuma.varlink import client
 from pcinuma.varlink.server import Server, listen
 
 SWITCH_INTERVAL = 0.001
@@ -96,8 +96,8 @@ class Daemon:
         pools = Pools(options.root)
         self._reconciler = Reconciler(known, state_file, self.settings, options.root, pools, threads)
         link = Link(options.uri or self.settings.libvirt_uri, self._reconciler, threads)
-        service = Service(self._reconciler, link, pools, state_file, hooks, threads, self._stuck)
-        server = Server(service.handlers(), service.urgent(), hooks, heavy)
+        methods = Methods(self._reconciler, link, pools, state_file, hooks, threads, self._stuck)
+        server = Server(methods.service(), hooks, heavy)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -173,7 +173,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         lock.take(options.state, "stop it first: systemctl stop pcinuma")
         listener = systemd.inherited_socket()
         if listener is None:
-            listener = listen(options.socket)
+            listener = _listen(options.socket)
             made = _identity(options.socket)
         code = asyncio.run(Daemon(options, settings).run(listener))
     except PcinumaError as error:
@@ -184,6 +184,17 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # a thread may be waiting for libvirt, and may go on waiting
+
+
+def _listen(path: Path) -> socket.socket:
+    """A socket on ``path``. Raises DaemonError if a daemon listens there already, or if that fails."""
+    try:
+        return listen(path)
+    except OSError as error:
+        if error.errno == EADDRINUSE:
+            hint = "stop it first: systemctl stop pcinuma"
+            raise DaemonError("a daemon listens here already", subject=str(path), hint=hint) from None
+        raise DaemonError(f"cannot listen ({error.strerror or error})", subject=str(path)) from None
 
 
 def _identity(path: Path) -> Optional[tuple[int, int]]:

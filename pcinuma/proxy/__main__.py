@@ -11,13 +11,13 @@ from pathlib import Path
 from socket import AF_UNIX, SOCK_STREAM, socket
 from typing import Optional, Sequence
 
+from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE, PcinumaError, UnusableInput
 from pcinuma.log import configure, log
 from pcinuma.proxy.request_handler import Broker
 from pcinuma.proxy.server import Listener, Server
 from pcinuma.settings import load_settings
 from pcinuma.systemd import Notifier, watchdog
-from pcinuma.varlink import client
 
 DEFAULT_LISTEN = Path("/run/pcinuma/libvirt-sock")
 UPSTREAMS = (

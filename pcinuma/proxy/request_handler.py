@@ -15,11 +15,11 @@ import time
 from pathlib import Path
 from typing import Any, Optional
 
+from pcinuma.daemon import client
 from pcinuma.errors import DaemonError
 from pcinuma.log import log
 from pcinuma.proxy.credentials import Identity
 from pcinuma.proxy.requests import QUESTION_MAX, Question, Topic, frame
-from pcinuma.varlink import client
 
 
 class Broker:

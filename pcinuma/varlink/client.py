@@ -1,85 +1,64 @@
-"""A call to the daemon: varlink's wire format (JSON, NUL-terminated) over its unix socket.
+"""A call: one connection, one reply, blocking, with a deadline for all of it together.
 
-For the command and for tests; blocking, one connection a call. :func:`encode` and :func:`decode` are the two halves of the wire
-format for callers with an event loop of their own. Nothing here imports libvirt or lxml, so that a call costs little to start.
+What goes wrong is a :class:`CallError` that says of what kind it is, for a caller who has words for it; an error reply is raised as it is
+(:class:`~pcinuma.varlink.wire.ErrorReply`).
 """
 
 from __future__ import annotations
 
-import json
-import os
+import enum
 import socket
 import time
 from pathlib import Path
 from typing import Any, Mapping, Optional
 
-from pcinuma.errors import DaemonError
-
-INTERFACE = "io.pcinuma"
-DEFAULT_SOCKET = "/run/pcinuma/pcinuma.sock"
-MAX_MESSAGE = 12 * 1024 * 1024 + 65536
-"""Bytes of a call: libvirt's XML has 4 MiB at most (REMOTE_STRING_MAX), of each byte of which JSON makes three at most."""
-MAX_ANSWER = 32 * 1024 * 1024
-"""Bytes of an answer, which may hold two XML."""
-
-START_HINT = "start it with: systemctl start pcinuma"
+from pcinuma.varlink.wire import decode_reply, encode_call
 
 
-def socket_path() -> Path:
-    """Where the daemon listens (``PCINUMA_SOCKET``, or the default)."""
-    return Path(os.environ.get("PCINUMA_SOCKET") or DEFAULT_SOCKET)
+class Failure(enum.Enum):
+    """Why there is no reply."""
+
+    NOBODY_LISTENS = "nobody listens"
+    NOT_PERMITTED = "not permitted"
+    TIMEOUT = "no reply in time"
+    HUNG_UP = "hung up"
+    TOO_LONG = "too long"
+    NO_REPLY = "no reply of the protocol"
+    IO = "input or output"
 
 
-def encode(method: str, parameters: Optional[Mapping[str, Any]] = None) -> bytes:
-    """A call as it goes over the wire. A ``method`` without a dot is one of io.pcinuma."""
-    full = method if "." in method else f"{INTERFACE}.{method}"
-    return json.dumps({"method": full, "parameters": dict(parameters or {})}).encode("ascii") + b"\0"
+class CallError(Exception):
+    """A call without a reply. ``detail``: a clause where the kind alone does not say it."""
+
+    def __init__(self, failure: Failure, detail: str = "") -> None:
+        super().__init__(f"{failure.value}: {detail}" if detail else failure.value)
+        self.failure = failure
+        self.detail = detail
 
 
-def decode(message: bytes) -> dict[str, Any]:
-    """The parameters of a reply, without its NUL. Raises DaemonError for an error reply and for anything that is no reply."""
-    try:
-        reply = json.loads(message.rstrip(b"\0").decode("utf-8"))
-    except ValueError as error:
-        raise DaemonError(f"the daemon's answer is no JSON ({error})") from None
-    if not isinstance(reply, dict) or not isinstance(reply.get("parameters", {}), dict):
-        raise DaemonError("the daemon's answer is no varlink reply")
-    parameters: dict[str, Any] = reply.get("parameters", {})
-    code = reply.get("error")
-    if code is None:
-        return parameters
-    if code == f"{INTERFACE}.Error":
-        raise DaemonError(str(parameters.get("message")), hint=parameters.get("hint"))
-    if code == "org.varlink.service.PermissionDenied":
-        raise DaemonError("the daemon answers only root", hint="use sudo")
-    details = ", ".join(f"{name} {value}" for name, value in sorted(parameters.items()))
-    raise DaemonError(f"the daemon refused the call: {code}" + (f" ({details})" if details else ""))
+def call(path: Path, method: str, parameters: Optional[Mapping[str, Any]], *, timeout: float, longest: int) -> dict[str, Any]:
+    """Call ``method``, by its full name, of the service that listens on ``path``; return the parameters of its reply.
 
-
-def call(method: str, parameters: Optional[Mapping[str, Any]] = None, timeout: float = 30.0) -> dict[str, Any]:
-    """Call ``method`` and return the parameters of its reply. ``timeout`` in seconds covers everything.
-
-    Raises DaemonError, with a hint, when the daemon is not running, does not answer in time, or answers with an error.
+    ``timeout``: seconds; ``longest``: bytes of a reply. Raises CallError and ErrorReply.
     """
-    path = socket_path()
     deadline = time.monotonic() + timeout
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         try:
             _connect(connection, path, deadline)
-            connection.sendall(encode(method, parameters))
-            return decode(_receive(connection, deadline))
+            connection.sendall(encode_call(method, parameters))
+            message = _receive(connection, deadline, longest)
         except (FileNotFoundError, ConnectionRefusedError):
-            raise DaemonError("the pcinuma daemon is not running", subject=str(path), hint=START_HINT) from None
+            raise CallError(Failure.NOBODY_LISTENS) from None
         except PermissionError:
-            raise DaemonError("no permission to talk to the daemon", subject=str(path), hint="use sudo") from None
+            raise CallError(Failure.NOT_PERMITTED) from None
         except socket.timeout:
-            raise DaemonError(
-                f"the daemon did not answer within {timeout:g} s", subject=str(path), hint="see: journalctl -u pcinuma"
-            ) from None
+            raise CallError(Failure.TIMEOUT) from None
         except OSError as error:
-            raise DaemonError(
-                f"talking to the daemon failed ({error.strerror or error})", subject=str(path), hint="see: journalctl -u pcinuma"
-            ) from None
+            raise CallError(Failure.IO, error.strerror or str(error)) from None
+    try:
+        return decode_reply(message)
+    except ValueError as error:
+        raise CallError(Failure.NO_REPLY, str(error)) from None
 
 
 def _connect(connection: socket.socket, path: Path, deadline: float) -> None:
@@ -88,13 +67,13 @@ def _connect(connection: socket.socket, path: Path, deadline: float) -> None:
         try:
             connection.connect(str(path))
             return
-        except BlockingIOError:  # the daemon's queue is full
+        except BlockingIOError:  # the service's queue is full
             if time.monotonic() > deadline:
                 raise socket.timeout from None
             time.sleep(0.01)
 
 
-def _receive(connection: socket.socket, deadline: float) -> bytes:
+def _receive(connection: socket.socket, deadline: float, longest: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     while True:
@@ -104,12 +83,12 @@ def _receive(connection: socket.socket, deadline: float) -> bytes:
         connection.settimeout(remaining)
         part = connection.recv(65536)
         if not part:
-            raise DaemonError("the daemon hung up before it answered", hint="see: journalctl -u pcinuma")
+            raise CallError(Failure.HUNG_UP)
         end = part.find(b"\0")
         if end >= 0:
             parts.append(part[:end])
             return b"".join(parts)
         parts.append(part)
         size += len(part)
-        if size > MAX_ANSWER:
-            raise DaemonError(f"the daemon's answer is longer than {MAX_ANSWER} bytes")
+        if size > longest:
+            raise CallError(Failure.TOO_LONG)

@@ -1,34 +1,35 @@
-"""Varlink's wire format on a unix socket: JSON messages that end with a NUL, answered in order.
+"""A varlink service on a unix socket: calls of many peers, answered in order on each connection.
 
-A peer costs nobody else anything: it must be root or the daemon's own user (SO_PEERCRED), a message has a bounded length and ten seconds
+A peer costs nobody else anything: it must be root or the service's own user (SO_PEERCRED), a message has a bounded length and ten seconds
 to arrive, a reply ten seconds to be taken, and what is no varlink call ends the connection. A connection may stay open and idle; where
 there are too many, the one goes that has been waiting for its peer longest.
 
-Somebody's start waits for the hook's call, so a call of a method that is one of ``urgent`` is answered by a thread, and by one that is
-kept for them; a long one has a thread of its own, as it may take that for seconds. Nothing is worked out for a peer that has hung up
-meanwhile. A first message that arrives in one piece does not even get streams before it is answered. Whatever is unusual about such a call
-takes the usual way.
+A call of a method that is one of ``urgent`` is answered by a thread, and by one that is kept for them; a long one has a thread of its own,
+as it may take that for seconds. Nothing is worked out for a peer that has hung up meanwhile. A first message that arrives in one piece does
+not even get streams before it is answered. Whatever is unusual about such a call takes the usual way.
 
-:meth:`Server._answer` is the boundary where every error of a call becomes an error reply. Source: https://varlink.org.
+:meth:`Server._answer` is the boundary where every error of a call becomes an error reply, in the words of ``error_reply``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import socket
-import struct
 from concurrent.futures import Executor
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from errno import EADDRINUSE
 from pathlib import Path
-from typing import Any, Awaitable, Callable, Iterator, Mapping, NamedTuple, Optional, Tuple
+from typing import Any, Awaitable, Callable, Iterator, Mapping, Optional, Tuple
 
-from pcinuma import __version__
-from pcinuma.errors import DaemonError, PcinumaError
-from pcinuma.log import log
-from pcinuma.varlink.client import INTERFACE, MAX_MESSAGE
-from pcinuma.varlink.interface import DESCRIPTIONS, INPUTS, unfit_parameter
+import structlog
+
+from pcinuma.varlink.interface import STANDARD, Interface, Parameter, unfit_parameter
+from pcinuma.varlink.peer import Peer, has_hung_up
+from pcinuma.varlink.wire import SERVICE, ErrorReply, decode_call, encode_reply
+
+log: structlog.types.FilteringBoundLogger = structlog.get_logger("varlink")
 
 MESSAGE_TIME = 10.0
 MAX_CONNECTIONS = 512
@@ -36,7 +37,6 @@ LONG = 128 * 1024
 """Bytes of an urgent message above which it waits for those of its kind, and nobody else for it."""
 BACKLOG = 1024
 _CHUNK = 65536
-_VARLINK = "org.varlink.service"
 
 Parameters = Mapping[str, Any]
 Handler = Callable[[Parameters], Awaitable[Mapping[str, Any]]]
@@ -44,70 +44,69 @@ Urgent = Callable[[Parameters], Tuple[Mapping[str, Any], Callable[[], None]]]
 """Answers a call in a thread: the reply, and what is left to be done in the event loop."""
 
 
-class Peer(NamedTuple):
-    """Who is at the other end of a connection."""
+@dataclass(frozen=True)
+class Service:
+    """Whom a server speaks for.
 
-    pid: int
-    uid: int
-    gid: int
+    ``interfaces``: what it answers besides ``org.varlink.service``. ``handlers``: full method name -> coroutine function. ``urgent``:
+    handlers of methods that are not in there, for threads. ``error_reply``: what an exception of a handler is to a caller, by the full
+    name of the method; called while it is being handled. ``longest``: bytes of a call.
+    """
 
-
-class VarlinkError(Exception):
-    """An error reply of the wire format itself."""
-
-    def __init__(self, error: str, **parameters: str) -> None:
-        super().__init__(error)
-        self.error = error
-        self.parameters = parameters
+    vendor: str
+    product: str
+    version: str
+    interfaces: tuple[Interface, ...]
+    handlers: Mapping[str, Handler]
+    error_reply: Callable[[str, Exception], ErrorReply]
+    longest: int
+    urgent: Mapping[str, Urgent] = field(default_factory=dict)
+    url: str = ""
 
 
 def listen(path: Path) -> socket.socket:
-    """A socket that listens on ``path``, for its owner only. Raises DaemonError if a daemon listens there already, or if that fails."""
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-            try:
-                probe.connect(str(path))
-                raise DaemonError("a daemon listens here already", subject=str(path), hint="stop it first: systemctl stop pcinuma")
-            except FileNotFoundError:
-                pass
-            except ConnectionRefusedError:
-                path.unlink()  # of a daemon that was killed
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        mask = os.umask(0o177)
+    """A socket that listens on ``path``, for its owner only. Raises OSError, with EADDRINUSE if somebody listens there already."""
+    path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            listener.bind(str(path))
-        finally:
-            os.umask(mask)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        raise DaemonError(f"cannot listen ({error.strerror or error})", subject=str(path)) from None
+            probe.connect(str(path))
+            raise OSError(EADDRINUSE, os.strerror(EADDRINUSE))
+        except FileNotFoundError:
+            pass
+        except ConnectionRefusedError:
+            path.unlink()  # of a service that was killed
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        listener.bind(str(path))
+    finally:
+        os.umask(mask)
+    listener.listen(BACKLOG)
     return listener
 
 
 class Server:
-    """Answers calls on a listening socket with ``handlers`` (full method name -> coroutine function).
+    """Answers calls on a listening socket as ``service``: urgent ones in ``executor``, and in ``heavy`` where the message is a long one.
 
-    ``urgent``: handlers of methods that are not in there, which ``executor`` runs, and ``heavy`` where the message is a long one.
+    Without ``executor``, urgent ones wait for a thread of the event loop's.
     """
 
-    def __init__(
-        self,
-        handlers: Mapping[str, Handler],
-        urgent: Optional[Mapping[str, Urgent]] = None,
-        executor: Optional[Executor] = None,
-        heavy: Optional[Executor] = None,
-    ) -> None:
+    def __init__(self, service: Service, executor: Optional[Executor] = None, heavy: Optional[Executor] = None) -> None:
+        self._service = service
+        self._interfaces = {interface.name: interface for interface in (*service.interfaces, STANDARD)}
+        self._methods: dict[str, Mapping[str, Parameter]] = {}
+        for interface in self._interfaces.values():
+            self._methods.update(interface.methods)
         self._handlers: Mapping[str, Handler] = {
-            **handlers,
-            f"{_VARLINK}.GetInfo": self._get_info,
-            f"{_VARLINK}.GetInterfaceDescription": self._get_interface_description,
+            **service.handlers,
+            f"{SERVICE}.GetInfo": self._get_info,
+            f"{SERVICE}.GetInterfaceDescription": self._get_interface_description,
         }
         self._allowed = {0, os.geteuid()}
         self._connections: set[asyncio.Task[None]] = set()
         self._silent: set[socket.socket] = set()  # connections on which nothing came yet
         self._waiting: dict[object, Callable[[], object]] = {}  # those that wait for their peer, longest first, and what ends each
-        self._urgent = urgent or {}
+        self._urgent = service.urgent
         self._executor = executor
         self._heavy = heavy or executor
         self._listener: Optional[socket.socket] = None
@@ -193,17 +192,17 @@ class Server:
 
     def _answered_urgently(self, connection: socket.socket, begun: bytes) -> bool:
         """Have the call ``begun``, if it is an urgent one, answered by a thread. False: nothing was done with it."""
-        if self._executor is None or begun.find(b"\0") != len(begun) - 1 or _peer(connection).uid not in self._allowed:
+        if self._executor is None or begun.find(b"\0") != len(begun) - 1 or Peer.of(connection).uid not in self._allowed:
             return False
-        call = _call(begun[:-1])
+        call = decode_call(begun[:-1])
         parameters = (call.get("parameters") or {}) if call is not None else {}
         handler = self._urgent.get(call["method"]) if call is not None and call.keys() <= {"method", "parameters"} else None
-        if call is None or handler is None or unfit_parameter(call["method"], parameters) is not None:
+        if call is None or handler is None or unfit_parameter(self._methods[call["method"]], parameters) is not None:
             return False
         loop = asyncio.get_running_loop()
 
         def work(handler: Urgent) -> None:
-            if _gone(connection):
+            if has_hung_up(connection):
                 loop.call_soon_threadsafe(self._go_on, connection, b"")
                 return
             try:
@@ -212,7 +211,7 @@ class Server:
                 log.debug("no urgent answer", error=str(error) or type(error).__name__)
                 loop.call_soon_threadsafe(self._go_on, connection, begun)
                 return
-            answer = _encoded({"parameters": reply})
+            answer = encode_reply(reply)
             loop.call_soon_threadsafe(then)  # before it is sent: what follows from the answer may be here soon
             try:
                 sent = connection.send(answer)
@@ -230,7 +229,7 @@ class Server:
         task.add_done_callback(self._connections.discard)
 
     async def _connected(self, connection: socket.socket, begun: bytes, unsent: bytes) -> None:
-        peer = _peer(connection)
+        peer = Peer.of(connection)
         reader, writer = await asyncio.open_unix_connection(sock=connection, limit=_CHUNK)
         try:
             writer.write(unsent)
@@ -246,22 +245,22 @@ class Server:
         buffer = bytearray(begun)
         while True:
             with self._waits():
-                message = await _message(reader, buffer)
+                message = await _message(reader, buffer, self._service.longest)
             if message is None:
                 return
-            call = _call(message)
+            call = decode_call(message)
             if call is None:
                 log.warning("connection ended: not a varlink call", pid=peer.pid, uid=peer.uid)
                 return
             if peer.uid not in self._allowed:
                 log.warning("call refused: not root", method=call.get("method"), pid=peer.pid, uid=peer.uid)
-                reply: dict[str, Any] = {"error": f"{_VARLINK}.PermissionDenied", "parameters": {}}
+                reply = encode_reply({}, f"{SERVICE}.PermissionDenied")
             else:
                 executor = self._executor if len(message) < LONG else self._heavy
                 del message
                 reply = await self._answer(call["method"], call.get("parameters") or {}, connection, executor)
             if not call.get("oneway"):
-                writer.write(_encoded(reply))
+                writer.write(reply)
                 with self._waits():
                     await asyncio.wait_for(writer.drain(), MESSAGE_TIME)
             if peer.uid not in self._allowed:
@@ -278,74 +277,55 @@ class Server:
         finally:
             self._waiting.pop(task, None)
 
-    async def _answer(self, method: str, parameters: Parameters, connection: socket.socket, executor: Optional[Executor]) -> dict[str, Any]:
+    async def _answer(self, method: str, parameters: Parameters, connection: socket.socket, executor: Optional[Executor]) -> bytes:
         try:
             handler, urgent = self._handlers.get(method), self._urgent.get(method)
             if handler is None and urgent is None:
                 interface = method.rpartition(".")[0]
-                if interface not in DESCRIPTIONS:
-                    raise VarlinkError("InterfaceNotFound", interface=interface)
-                raise VarlinkError("MethodNotImplemented" if method in INPUTS else "MethodNotFound", method=method)
-            unfit = unfit_parameter(method, parameters)
+                if interface not in self._interfaces:
+                    raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=interface)
+                code = "MethodNotImplemented" if method in self._methods else "MethodNotFound"
+                raise ErrorReply(f"{SERVICE}.{code}", method=method)
+            unfit = unfit_parameter(self._methods[method], parameters)
             if unfit is not None:
-                raise VarlinkError("InvalidParameter", parameter=unfit)
+                raise ErrorReply(f"{SERVICE}.InvalidParameter", parameter=unfit)
             if handler is not None:
-                return {"parameters": await handler(parameters)}
+                return encode_reply(await handler(parameters))
             assert urgent is not None
             loop = asyncio.get_running_loop()
             reply, then = await loop.run_in_executor(executor, lambda: _unless_gone(connection, urgent, parameters))
             then()
-            return {"parameters": reply}
-        except VarlinkError as error:
-            return {"error": f"{_VARLINK}.{error.error}", "parameters": error.parameters}
-        except PcinumaError as error:
-            message = f"{error.subject}: {error.what}" if error.subject else error.what
-            return _failure(message, error.hint)
+            return encode_reply(reply)
+        except ErrorReply as error:
+            return encode_reply(error.parameters, error.error)
         except Exception as error:
-            log.exception("call failed", method=method)
-            return _failure(f"pcinumad failed ({type(error).__name__}: {error})", "please report it, with: journalctl -u pcinuma")
+            failed = self._service.error_reply(method, error)
+            return encode_reply(failed.parameters, failed.error)
 
     async def _get_info(self, _parameters: Parameters) -> Mapping[str, Any]:
+        service = self._service
         return {
-            "vendor": "pcinuma",
-            "product": "pcinumad",
-            "version": __version__,
-            "url": "",
-            "interfaces": sorted(DESCRIPTIONS),
+            "vendor": service.vendor,
+            "product": service.product,
+            "version": service.version,
+            "url": service.url,
+            "interfaces": sorted(self._interfaces),
         }
 
     async def _get_interface_description(self, parameters: Parameters) -> Mapping[str, Any]:
-        description = DESCRIPTIONS.get(parameters["interface"])
-        if description is None:
-            raise VarlinkError("InterfaceNotFound", interface=parameters["interface"])
-        return {"description": description}
+        interface = self._interfaces.get(parameters["interface"])
+        if interface is None:
+            raise ErrorReply(f"{SERVICE}.InterfaceNotFound", interface=parameters["interface"])
+        return {"description": interface.description}
 
 
 def _unless_gone(connection: socket.socket, handler: Urgent, parameters: Parameters) -> tuple[Mapping[str, Any], Callable[[], None]]:
-    if _gone(connection):
-        raise VarlinkError("PermissionDenied")  # nobody hears it
+    if has_hung_up(connection):
+        raise ErrorReply(f"{SERVICE}.PermissionDenied")  # nobody hears it
     return handler(parameters)
 
 
-def _gone(connection: socket.socket) -> bool:
-    """Whether the peer has hung up, and needs no answer any more."""
-    try:
-        return not connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-
-
-def _encoded(reply: Mapping[str, Any]) -> bytes:
-    return json.dumps(reply).encode("ascii") + b"\0"
-
-
-def _failure(message: str, hint: Optional[str]) -> dict[str, Any]:
-    return {"error": f"{INTERFACE}.Error", "parameters": {"message": message, "hint": hint}}
-
-
-async def _message(reader: asyncio.StreamReader, buffer: bytearray) -> Optional[bytes]:
+async def _message(reader: asyncio.StreamReader, buffer: bytearray, longest: int) -> Optional[bytes]:
     """The next message without its NUL; None at the end of the stream, and when a message is longer than allowed.
 
     Raises TimeoutError if a message that has begun takes too long to arrive.
@@ -360,8 +340,8 @@ async def _message(reader: asyncio.StreamReader, buffer: bytearray) -> Optional[
             del buffer[: end + 1]
             return message
         searched = len(buffer)
-        if searched > MAX_MESSAGE:
-            log.warning("connection ended: message too long", limit=MAX_MESSAGE)
+        if searched > longest:
+            log.warning("connection ended: message too long", limit=longest)
             return None
         if deadline is None:
             part = await reader.read(_CHUNK)
@@ -371,21 +351,3 @@ async def _message(reader: asyncio.StreamReader, buffer: bytearray) -> Optional[
         if not part:
             return None
         buffer += part
-
-
-def _call(message: bytes) -> Optional[dict[str, Any]]:
-    """A varlink call, None if ``message`` is none."""
-    try:
-        call = json.loads(message)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(call, dict) or not isinstance(call.get("method"), str):
-        return None
-    if not isinstance(call.get("parameters") or {}, dict):
-        return None
-    return call
-
-
-def _peer(connection: socket.socket) -> Peer:
-    size = struct.calcsize("3i")
-    return Peer(*struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)))

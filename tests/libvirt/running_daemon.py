@@ -12,8 +12,8 @@ from typing import Any, Optional
 
 import psutil
 
+from pcinuma.daemon.client import decode, encode
 from pcinuma.errors import DaemonError
-from pcinuma.varlink.client import decode, encode
 from tests.libvirt.harness import PATIENCE, HarnessError, PrivateLibvirt, ended, until
 
 SOCKET = "/run/pcinuma/pcinuma.sock"

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from pcinuma.daemon import client
 from pcinuma.errors import EXIT_UNUSABLE, DaemonError
-from pcinuma.varlink import client
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
 
 AS_SYSTEMD = """

@@ -18,9 +18,11 @@ from typing import Any, Optional
 
 import pytest
 
+from pcinuma.daemon import client, interface
 from pcinuma.errors import DaemonError
-from pcinuma.varlink import client, server
-from pcinuma.varlink.interface import DESCRIPTIONS, INPUTS
+from pcinuma.varlink import server
+from pcinuma.varlink.interface import STANDARD, Interface
+from pcinuma.varlink.wire import ErrorReply
 from tests import needs
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
 
@@ -77,12 +79,12 @@ def test_it_tells_who_it_is_and_what_it_speaks(daemon: DaemonProcess) -> None:
     assert information["interfaces"] == ["io.pcinuma", "org.varlink.service"]
     for name in information["interfaces"]:
         text = client.call("org.varlink.service.GetInterfaceDescription", {"interface": name})["description"]
-        assert text == DESCRIPTIONS[name]
+        assert text == (interface.DESCRIPTION if name == interface.NAME else STANDARD.description)
         assert f"interface {name}\n" in text
 
 
 def test_every_method_of_the_interface_is_answered(daemon: DaemonProcess) -> None:
-    for method in INPUTS:
+    for method in (*Interface.parse(interface.DESCRIPTION).methods, *STANDARD.methods):
         reply = ask(daemon.socket, client.encode(method))
         assert reply is not None
         assert reply.get("error", "").rpartition(".")[2] not in ("MethodNotFound", "MethodNotImplemented"), method
@@ -198,6 +200,13 @@ def test_connections_that_do_nothing_starve_nobody(daemon: DaemonProcess, begun:
         assert (ask(daemon.socket, large) or {}).get("parameters", {}).get("exit") == 0
 
 
+def service(urgent: Mapping[str, server.Urgent]) -> server.Service:
+    """One with the daemon's interface that can do nothing else."""
+    interfaces = (Interface.parse(interface.DESCRIPTION),)
+    refuse = lambda method, error: ErrorReply(interface.ERROR, message=str(error))  # noqa: E731
+    return server.Service("", "", "", interfaces, {}, refuse, client.MAX_MESSAGE, urgent)
+
+
 def test_nothing_is_worked_out_for_who_has_hung_up(tmp_path: Path) -> None:
     """However his call came: at once, or through streams."""
     asked: list[str] = []
@@ -211,7 +220,7 @@ def test_nothing_is_worked_out_for_who_has_hung_up(tmp_path: Path) -> None:
         threads = [ThreadPoolExecutor(1), ThreadPoolExecutor(1)]
         for executor in threads:
             executor.submit(free.wait)
-        served = server.Server({}, {"io.pcinuma.Hook": hook}, *threads)
+        served = server.Server(service({"io.pcinuma.Hook": hook}), *threads)
         await served.start(server.listen(tmp_path / "socket"))
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, knock)
@@ -264,7 +273,7 @@ def test_half_a_message_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(server, "MESSAGE_TIME", 0.2)
 
     async def serve(stop: threading.Event, ready: threading.Event) -> None:
-        served = server.Server({})
+        served = server.Server(service({}))
         await served.start(server.listen(tmp_path / "socket"))
         ready.set()
         while not stop.is_set():
@@ -335,6 +344,6 @@ def test_the_client_says_what_to_do_without_a_daemon(tmp_path: Path, monkeypatch
 
 
 def test_the_client_loads_neither_libvirt_nor_lxml() -> None:
-    code = "import sys, pcinuma.varlink.client; print([m for m in ('libvirt', 'lxml', 'structlog', 'asyncio') if m in sys.modules])"
+    code = "import sys, pcinuma.daemon.client; print([m for m in ('libvirt', 'lxml', 'structlog', 'asyncio') if m in sys.modules])"
     shown = subprocess.run([sys.executable, "-c", code], cwd=CHECKOUT, capture_output=True, text=True, check=True)
     assert shown.stdout.strip() == "[]"

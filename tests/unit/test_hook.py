@@ -20,8 +20,9 @@ from typing import Callable, Optional
 import pytest
 
 from pcinuma import engine
+from pcinuma.daemon import client
 from pcinuma.engine import Request
-from pcinuma.varlink import client, server
+from pcinuma.varlink import server
 from tests.hosts.domains import UUID, two_cells
 from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host, write_state
 

@@ -7,9 +7,9 @@ from typing import Any, Mapping
 
 from pcinuma import __version__
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
+from pcinuma.daemon import client
 from pcinuma.errors import DaemonError, PcinumaError
 from pcinuma.proxy import activation as switch
-from pcinuma.varlink import client
 
 
 def check() -> list[Finding]:

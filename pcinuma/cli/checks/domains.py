@@ -8,6 +8,7 @@ from typing import Any, Mapping, Optional
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.cli.connect import connection, libvirt_module
 from pcinuma.cli.sources import DomainSource, read_pools
+from pcinuma.daemon import client
 from pcinuma.engine import place
 from pcinuma.errors import ConfigError, DaemonError, HostError, LibvirtError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
@@ -15,7 +16,6 @@ from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.groupings import groupings, shown_by, trade
 from pcinuma.show.words import placed_of, sentence, why
-from pcinuma.varlink import client
 
 
 def check(root: Path) -> list[Finding]:

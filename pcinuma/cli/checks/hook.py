@@ -17,8 +17,8 @@ from typing import Any, Mapping, NamedTuple, Optional
 import psutil
 
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
+from pcinuma.daemon import client
 from pcinuma.errors import DaemonError
-from pcinuma.varlink import client
 
 HOOKS = "etc/libvirt/hooks"
 SEEN = "run/pcinuma/hook-seen"

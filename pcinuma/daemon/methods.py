@@ -15,8 +15,9 @@ from typing import Any, Awaitable, Callable, Mapping, Optional, TypeVar
 import libvirt
 
 from pcinuma import __version__, engine
-from pcinuma.daemon import definition, hotplug
+from pcinuma.daemon import definition, hotplug, interface
 from pcinuma.daemon import start_check as boot
+from pcinuma.daemon.client import MAX_MESSAGE
 from pcinuma.daemon.current_layout import as_it_is
 from pcinuma.daemon.decisions import now
 from pcinuma.daemon.definition import Change
@@ -26,12 +27,13 @@ from pcinuma.daemon.reconciler import Reconciler
 from pcinuma.daemon.state import StateFile
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import glance
-from pcinuma.errors import UnusableInput
+from pcinuma.errors import PcinumaError, UnusableInput
 from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Policy
-from pcinuma.varlink.client import INTERFACE
-from pcinuma.varlink.server import Handler, Parameters, Urgent
+from pcinuma.varlink.interface import Interface
+from pcinuma.varlink.server import Handler, Parameters, Service
+from pcinuma.varlink.wire import ErrorReply
 
 LONGEST = 1 << 20
 """Characters of XML that are looked at before the hook gives up; 248 devices have 200 KB."""
@@ -41,7 +43,7 @@ Reply = Mapping[str, Any]
 _RIGHT: Reply = {"exit": 0, "xml": None, "message": None}
 
 
-class Service:
+class Methods:
     """Answers the calls. ``hooks`` runs what a hook waits for, ``executor`` what may ask libvirt."""
 
     def __init__(
@@ -64,9 +66,21 @@ class Service:
         self._started = now()
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def handlers(self) -> dict[str, Handler]:
-        """Every method by its full name, but those that are urgent."""
-        methods = {
+    def service(self) -> Service:
+        """What the daemon's socket answers: the interface io.pcinuma."""
+        return Service(
+            vendor="pcinuma",
+            product="pcinumad",
+            version=__version__,
+            interfaces=(Interface.parse(interface.DESCRIPTION),),
+            handlers=self._handlers(),
+            urgent={f"{interface.NAME}.Hook": self.hook_urgently},  # somebody's start waits for it
+            error_reply=error_reply,
+            longest=MAX_MESSAGE,
+        )
+
+    def _handlers(self) -> dict[str, Handler]:
+        methods: dict[str, Handler] = {
             "Place": self.place,
             "PlaceDomain": self.place_domain,
             "PrepareStart": self.prepare_start,
@@ -76,7 +90,7 @@ class Service:
             "AttachAddress": self.attach_address,
             "Status": self.status,
         }
-        return {f"{INTERFACE}.{name}": method for name, method in methods.items()}
+        return {f"{interface.NAME}.{name}": method for name, method in methods.items()}
 
     def hook_urgently(self, parameters: Parameters) -> tuple[Reply, Callable[[], None]]:
         """See the interface. Never asks libvirt, never waits for what does. The reply, and what is left to do in the event loop."""
@@ -113,10 +127,6 @@ class Service:
             allows=reconciler.allows,
             is_persistent=lambda uuid: uuid in reconciler.known,
         )
-
-    def urgent(self) -> dict[str, Urgent]:
-        """What somebody's start waits for."""
-        return {f"{INTERFACE}.Hook": self.hook_urgently}
 
     async def _remember(self, found: boot.Boot, began: float) -> None:
         answered = time.monotonic() - began
@@ -293,6 +303,15 @@ class Service:
             return await work
         except libvirt.libvirtError as error:
             raise definition.failure(error, domain.name()) from None
+
+
+def error_reply(method: str, error: Exception) -> ErrorReply:
+    """What an error is to a caller: a message, and what to do about it. One that nobody expected is logged."""
+    if isinstance(error, PcinumaError):
+        return ErrorReply(interface.ERROR, message=f"{error.subject}: {error.what}" if error.subject else error.what, hint=error.hint)
+    log.exception("call failed", method=method)
+    message = f"pcinumad failed ({type(error).__name__}: {error})"
+    return ErrorReply(interface.ERROR, message=message, hint="please report it, with: journalctl -u pcinuma")
 
 
 async def _run(executor: Executor, function: Callable[..., T], *arguments: Any) -> T:
