@@ -1,6 +1,6 @@
 """The engine: one function from a domain's XML to the XML to start, behind every caller.
 
-Flow: ``domain.read`` parses the XML; ``survey`` reads, live and below the request's root, the places of the devices that count;
+Flow: ``domain.read`` parses the XML; ``resolve`` reads, live and below the request's root, the places of the devices that count;
 ``placement.plan`` decides; ``domain.edit`` applies. The caller gets a :class:`Result`, always: whatever goes wrong on the way ends in
 :func:`place`, the one boundary, as outcome ``fallback``. Only input that is no domain XML raises (UnusableInput).
 
@@ -23,13 +23,13 @@ from pcinuma.domain.xml import Document
 from pcinuma.domain_reason import NO_CELLS_HINT, why_nothing
 from pcinuma.model import BACKED, Domain, MachineKind, Placement
 from pcinuma.placement.aperture import NoAperture
-from pcinuma.placement.assignment import Wish
+from pcinuma.placement.assignment import PlanOptions
 from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.planner import make_plan
-from pcinuma.plan import NoRoom, Plan, Verdict
+from pcinuma.plan import NoRoom, Plan, Resolved
 from pcinuma.reason import Outcome, Reason
 from pcinuma.report import DeviceReport, Result, device_reports, unmet
-from pcinuma.resolve import Survey, survey
+from pcinuma.resolve import Resolution, resolve
 from pcinuma.settings import GroupBy, Policy, Settings
 
 __all__ = ["DeviceReport", "Request", "Result", "place", "revert"]
@@ -44,7 +44,7 @@ _REASON_OF_MACHINE = {MachineKind.NONE: Reason.MACHINE_TYPE, MachineKind.UNNAMED
 class Request:
     """What to place for and where to read the host.
 
-    ``root``: the directory that holds ``sys/``. ``group_by`` and ``policy``: a caller's explicit wish; None leaves it to the domain's
+    ``root``: the directory that holds ``sys/``. ``group_by`` and ``policy``: what a caller asks for; None leaves it to the domain's
     metadata and then to ``settings``. ``pools``: what libvirt was asked about: network name -> host addresses of a hostdev pool's members,
     UUID of an inactive mediated device -> its parent's. ``replan``: lay a placed domain out afresh. ``ran_with``: guest addresses of
     devices that somebody put on one of our ports and that the guest already ran with: they stay.
@@ -94,7 +94,7 @@ class _Job:
         self.recorded = self.domain.placement is not None
         if self.domain.placement is not None and not self.domain.placement.controllers:
             self.domain = self.domain._replace(placement=None)  # nothing of it is left, so it binds nobody
-        self.seen = Survey.nothing()
+        self.resolution = Resolution.nothing()
 
     def _read(self, document: Document) -> tuple[Domain, Elements]:
         return read_domain(document, frozenset(self.request.pools), self.request.settings.near_backing)
@@ -114,9 +114,9 @@ class _Job:
         switches = self.group_by is GroupBy.SWITCH
         if self.domain.placement is not None:
             switches = self.domain.placement.group_by is GroupBy.SWITCH or (switches and self.request.replan)
-        self.seen = survey(self.domain, self.request.root, self.request.pools, settings.unaligned, switches)
-        if self.seen.remarks:
-            self.domain = self.domain._replace(warnings=(*self.domain.warnings, *self.seen.remarks))
+        self.resolution = resolve(self.domain, self.request.root, self.request.pools, settings.unaligned, switches)
+        if self.resolution.remarks:
+            self.domain = self.domain._replace(warnings=(*self.domain.warnings, *self.resolution.remarks))
         leave = self._reason_to_leave_alone()
         if leave is not None and leave[0] is Reason.QEMU_COMMANDLINE and self.domain.placement is not None:
             return self._taken_back(*leave)  # QEMU would plug that device into an expander of ours, and not start
@@ -124,8 +124,8 @@ class _Job:
             return self._left_alone(*leave)
         if self.domain.problem is not None:
             return self._as_it_is(Outcome.FALLBACK, Reason.BAD_VALUE, self.domain.problem)
-        if self.seen.trouble is not None:
-            return self._as_it_is(Outcome.FALLBACK, *self.seen.trouble)
+        if self.resolution.trouble is not None:
+            return self._as_it_is(Outcome.FALLBACK, *self.resolution.trouble)
         return self._place()
 
     def _reason_to_leave_alone(self) -> Optional[tuple[Reason, str]]:
@@ -140,7 +140,7 @@ class _Job:
         if of_machine is not None:
             name = f" ({domain.machine_name})" if domain.machine_name else ""
             return of_machine, of_machine.sentence + name
-        if domain.blind:
+        if domain.without_acpi:
             return Reason.NO_ACPI, Reason.NO_ACPI.sentence
         if domain.commandline_pci is not None:
             return Reason.QEMU_COMMANDLINE, f"{Reason.QEMU_COMMANDLINE.sentence} ({domain.commandline_pci})"
@@ -159,33 +159,33 @@ class _Job:
             return self._taken_back(Reason.NO_CELLS, Reason.NO_CELLS.sentence)
         domain = self.domain
         replan = self.request.replan and domain.placement is not None
-        stands = domain.placement is not None and not replan
+        existing = domain.placement is not None and not replan
         followers = self._give_up_followers() if replan and not self.request.settings.near_backing else frozenset()
-        wish = Wish(self.group_by, self.request.settings.spare_ports, replan, self.request.ran_with, self.seen.aperture)
+        options = PlanOptions(self.group_by, self.request.settings.spare_ports, replan, self.request.ran_with, self.resolution.aperture)
         try:
-            plan = self._make_plan(wish)
+            plan = self._make_plan(options)
         except NoRoom as error:
-            return self._no_room(wish, error)
+            return self._no_room(options, error)
         if plan.doubt is not None:
-            self.domain = domain._replace(warnings=(*domain.warnings, self._doubtful(plan.doubt, stands)))
-        devices = tuple(line for line in device_reports(self.domain, self.seen, plan) if line.source not in followers)
-        if domain.placement is None and not plan.seats:
+            self.domain = domain._replace(warnings=(*domain.warnings, self._doubtful(plan.doubt, existing)))
+        devices = tuple(line for line in device_reports(self.domain, self.resolution, plan) if line.source not in followers)
+        if domain.placement is None and not plan.addresses:
             return self._left_alone(*self._why_nothing(devices), plan)
         if self.policy is Policy.REQUIRED:
             lacking = unmet(devices)
             if lacking is not None:
                 return self._refuse(lacking)
         if plan.empty and _says_the_same(plan.placement, domain.placement):
-            why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.seats else self._why_nothing(devices)
+            why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.addresses else self._why_nothing(devices)
             return self._as_it_is(Outcome.UNCHANGED, *why, plan)
         if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included
             return self._nothing_left()
         apply_plan(self.document, self.elements, plan)
         xml = self.document.serialise()
         grouping = plan.placement.group_by
-        if not plan.seats:
+        if not plan.addresses:
             return Result(Outcome.PLACED, Reason.NOTHING_TO_PLACE, _NOTHING_LEFT, grouping, devices, xml, False, self.domain.warnings)
-        message = plan.stepped_down or (None if plan.doubt is None else self._doubtful(plan.doubt, stands))
+        message = plan.stepped_down or (None if plan.doubt is None else self._doubtful(plan.doubt, existing))
         return Result(Outcome.PLACED, None, message, grouping, devices, xml, False, self.domain.warnings)
 
     def _why_nothing(self, devices: Sequence[DeviceReport]) -> tuple[Reason, str]:
@@ -194,36 +194,37 @@ class _Job:
     def _nothing_left(self) -> Result:
         withdraw(self.document, self.domain, self.elements)
         domain, _ = self._read(self.document)
-        devices, xml = device_reports(domain, self.seen, None), self.document.serialise()
+        devices, xml = device_reports(domain, self.resolution, None), self.document.serialise()
         return Result(Outcome.PLACED, Reason.NOTHING_TO_PLACE, _NOTHING_LEFT, None, devices, xml, False, self.domain.warnings)
 
     def _give_up_followers(self) -> frozenset[str]:
         """Emulated devices that followed what is behind them while that was wanted belong nowhere in a layout afresh; their sources."""
         followers = frozenset(device.source for device in self.domain.devices if device.form in BACKED)
-        verdicts = {**self.seen.verdicts, **{source: Verdict(None, Reason.NO_AFFINITY) for source in followers & self.seen.verdicts.keys()}}
-        self.seen = self.seen._replace(verdicts=verdicts)
+        resolved = self.resolution.resolved
+        without = {source: Resolved(None, Reason.NO_AFFINITY) for source in followers & resolved.keys()}
+        self.resolution = self.resolution._replace(resolved={**resolved, **without})
         return followers
 
-    def _make_plan(self, wish: Wish) -> Plan:
-        return make_plan(self.domain, self.seen.verdicts, self.seen.hosts, self.seen.virtual, wish)
+    def _make_plan(self, options: PlanOptions) -> Plan:
+        return make_plan(self.domain, self.resolution.resolved, self.resolution.hosts, self.resolution.virtual, options)
 
-    def _doubtful(self, why: str, standing: bool) -> str:
-        if not standing:
+    def _doubtful(self, why: str, existing: bool) -> str:
+        if not existing:
             return f"UEFI firmware may leave devices without memory: {why}"
         hint = f"'pcinuma apply {self.domain.name or 'DOMAIN'} --replan' takes the layout back if it does not fit"
         return f"UEFI firmware may leave devices of the standing layout without memory: {why}; {hint}"
 
-    def _no_room(self, wish: Wish, error: NoRoom) -> Result:
+    def _no_room(self, options: PlanOptions, error: NoRoom) -> Result:
         reason = Reason.NO_APERTURE if isinstance(error, NoAperture) else Reason.NO_ROOM
         message = f"{reason.sentence} ({error})"
-        if self.domain.placement is None or (reason is Reason.NO_ROOM and wish.replan and self._stands(wish)):
+        if self.domain.placement is None or (reason is Reason.NO_ROOM and options.replan and self._may_stay(options)):
             return self._as_it_is(Outcome.FALLBACK, reason, message)
         return self._taken_back(reason, message)
 
-    def _stands(self, wish: Wish) -> bool:
+    def _may_stay(self, options: PlanOptions) -> bool:
         """Whether the placement that there is can stay, where none afresh fits."""
         try:
-            return self._make_plan(replace(wish, replan=False)).empty
+            return self._make_plan(replace(options, replan=False)).empty
         except NoRoom:
             return False
 
@@ -245,13 +246,13 @@ class _Job:
         domain, elements = self._read(document)
         withdraw(document, domain, elements)
         domain, _ = self._read(document)
-        devices = device_reports(domain, self.seen, None, fallback=reason)
+        devices = device_reports(domain, self.resolution, None, fallback=reason)
         message = f"the standing placement is wrong and no other fits, so it was taken back: {message}"
         return Result(Outcome.FALLBACK, reason, message, None, devices, document.serialise(), False, domain.warnings)
 
     def _as_it_is(self, outcome: Outcome, reason: Reason, message: str, plan: Optional[Plan] = None) -> Result:
         """The input byte for byte; under ``required`` only if that is good enough."""
-        devices = device_reports(self.domain, self.seen, plan, fallback=reason)
+        devices = device_reports(self.domain, self.resolution, plan, fallback=reason)
         if self.policy is Policy.REQUIRED:
             lacking = unmet(devices)
             if lacking is not None or outcome is Outcome.FALLBACK:
@@ -260,7 +261,7 @@ class _Job:
         return Result(outcome, reason, message, grouping, devices, self.xml, False, self.domain.warnings)
 
     def _refuse(self, lacking: Optional[DeviceReport], message: Optional[str] = None, reason: Optional[Reason] = None) -> Result:
-        devices = device_reports(self.domain, self.seen, None, fallback=reason)
+        devices = device_reports(self.domain, self.resolution, None, fallback=reason)
         grouping = self.domain.placement.group_by if self.domain.placement else None
         if lacking is None:
             why = message or Reason.REQUIRED.sentence
@@ -289,9 +290,9 @@ def _foreign_expander(domain: Domain) -> Optional[int]:
         return None
     layout = Layout(domain)
     for device in domain.devices:
-        home = layout.expander_of(device.address.bus) if device.address is not None else None
-        if home is not None and home not in ours:
-            return home
+        expander = layout.expander_of(device.address.bus) if device.address is not None else None
+        if expander is not None and expander not in ours:
+            return expander
     for index, controller in sorted(domain.controllers.items()):
         if layout.is_expander(controller) and index not in ours and controller.bus_nr is None and domain.machine is not MachineKind.PHB:
             return index

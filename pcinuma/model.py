@@ -39,7 +39,7 @@ class Form(enum.Enum):
 BACKED = (Form.BLOCK_DISK, Form.DIRECT_INTERFACE)
 
 
-class Given(enum.Enum):
+class AttachedAs(enum.Enum):
     """Whether the guest gets the device, and as what."""
 
     PCI = "pci"
@@ -78,7 +78,7 @@ class Passthrough(NamedTuple):
     name: Optional[str]
     address: Optional[PciAddress]
     original: tuple[tuple[str, str], ...]
-    given: Given
+    attached_as: AttachedAs
     problem: Optional[str]
 
 
@@ -135,12 +135,12 @@ class Firmware(NamedTuple):
 class Domain(NamedTuple):
     """A domain as placement sees it.
 
-    ``blind``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus). ``cells``:
-    cell id -> its vCPUs. ``memnodes``: (cell, host nodes); ``memory``: the host nodes of cells without a memnode. ``pins``: (cell, host
-    CPUs that a vCPU of it is pinned to). ``others``: where devices are that are neither controllers nor passed through. ``multifunction``:
-    those of the devices' addresses that say so. ``unaddressed``: for how many of the others libvirt will have to find an address.
-    ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``commandline_pci``: an
-    argument that hands QEMU a PCI device; ``overridden``: sources of devices whose bus or address ``<qemu:override>`` sets.
+    ``without_acpi``: its firmware tells it of one PCI root only (aarch64 without ACPI: the device tree describes no expander bus).
+    ``cells``: cell id -> its vCPUs. ``memnodes``: (cell, host nodes); ``memory``: the host nodes of cells without a memnode. ``pins``:
+    (cell, host CPUs that a vCPU of it is pinned to). ``others``: where devices are that are neither controllers nor passed through.
+    ``multifunction``: those of the devices' addresses that say so. ``unaddressed``: for how many of the others libvirt will have to find an
+    address. ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``commandline_pci``:
+    an argument that hands QEMU a PCI device; ``overridden``: sources of devices whose bus or address ``<qemu:override>`` sets.
     ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing.
     """
 
@@ -148,7 +148,7 @@ class Domain(NamedTuple):
     uuid: Optional[str]
     machine: MachineKind
     machine_name: Optional[str]
-    blind: bool
+    without_acpi: bool
     cells: Mapping[int, Ranges]
     memnodes: tuple[tuple[int, Ranges], ...]
     memory: Optional[Ranges]

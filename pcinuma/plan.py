@@ -22,8 +22,8 @@ class Target(NamedTuple):
     note: Optional[Reason] = None
 
 
-class Verdict(NamedTuple):
-    """What is known of a passthrough device before planning: its target, or the reason why it has none."""
+class Resolved(NamedTuple):
+    """What the host and the mapping say of a passthrough device, before planning: its target, or the reason why it has none."""
 
     target: Optional[Target]
     reason: Optional[Reason]
@@ -40,22 +40,22 @@ class Move(NamedTuple):
 class Plan(NamedTuple):
     """All that is to be done to a domain.
 
-    ``placement``: None where nothing is pcinuma's any more. ``remove``: controllers that go, before ``add`` comes. ``strangers``: (from,
-    to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``, ``gain_multifunction``: changes
-    to controllers that pcinuma created. ``seats``: source -> guest address for every device that is
-    placed when the plan is carried out; ``reasons``: source -> why a device is not placed, or is placed with a remark.
-    ``stepped_down``: why a finer grouping did not fit. ``doubt``: why the firmware, or some versions of it, may not map the devices.
+    ``placement``: None where nothing is pcinuma's any more. ``remove``: controllers that go, before ``add`` comes. ``foreign_moves``:
+    (from, to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``, ``gain_multifunction``:
+    changes to controllers that pcinuma created. ``addresses``: source -> guest address for every device that is placed when the plan is
+    carried out; ``reasons``: source -> why a device is not placed, or is placed with a remark. ``stepped_down``: why a finer grouping did
+    not fit. ``doubt``: why the firmware, or some versions of it, may not map the devices.
     """
 
     placement: Optional[Placement]
     remove: tuple[int, ...]
     add: tuple[Controller, ...]
     moves: tuple[Move, ...]
-    strangers: tuple[tuple[PciAddress, PciAddress], ...]
+    foreign_moves: tuple[tuple[PciAddress, PciAddress], ...]
     set_node: tuple[tuple[int, int], ...]
     set_hotplug: tuple[tuple[int, bool], ...]
     gain_multifunction: tuple[int, ...]
-    seats: dict[str, PciAddress]
+    addresses: dict[str, PciAddress]
     reasons: dict[str, Reason]
     stepped_down: Optional[str]
     doubt: Optional[str] = None
@@ -63,7 +63,8 @@ class Plan(NamedTuple):
     @property
     def empty(self) -> bool:
         """Whether carrying the plan out would change nothing but, perhaps, the metadata."""
-        return not (self.add or self.remove or self.moves or self.strangers or self.set_node or self.set_hotplug or self.gain_multifunction)
+        controllers = self.add or self.remove or self.set_node or self.set_hotplug or self.gain_multifunction
+        return not (controllers or self.moves or self.foreign_moves)
 
 
 class NoRoom(PcinumaError):

@@ -8,14 +8,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Sequence
 
-from pcinuma.model import BACKED, Domain, Form, Given
+from pcinuma.model import BACKED, AttachedAs, Domain, Form
 from pcinuma.placement.layout import Layout
 from pcinuma.plan import Plan
 from pcinuma.reason import Outcome, Reason
-from pcinuma.resolve import Survey
+from pcinuma.resolve import Resolution
 from pcinuma.settings import GroupBy
 
-_NOT_GIVEN = {Given.UNASSIGNED: Reason.UNASSIGNED, Given.NOT_PCI: Reason.NOT_PCI}
+_NOT_ATTACHED = {AttachedAs.UNASSIGNED: Reason.UNASSIGNED, AttachedAs.NOT_PCI: Reason.NOT_PCI}
 _BY_ADDRESS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)  # whose source is the address
 _GOOD_ENOUGH = (Reason.NO_AFFINITY, Reason.SEVERAL_NODES, Reason.KEPT, Reason.UNASSIGNED, Reason.NOT_PCI, Reason.BACKING_UNKNOWN)
 _BACKED = tuple(form.value for form in BACKED)
@@ -68,42 +68,42 @@ class Result:
 
 
 def device_reports(
-    domain: Domain, seen: Survey, plan: Optional[Plan], fallback: Optional[Reason] = None
+    domain: Domain, resolution: Resolution, plan: Optional[Plan], fallback: Optional[Reason] = None
 ) -> tuple[DeviceReport, ...]:
-    """A report on every passthrough device of ``domain``, in the order of the XML: as ``plan`` leaves it, else as it stands.
+    """A report on every passthrough device of ``domain``, in the order of the XML: as ``plan`` leaves it, else as it is.
 
     ``fallback`` is the reason for which the whole domain stays; of those only want of room is also each device's own.
     """
-    seats = {}
+    moved = {}
     if plan is not None:
-        seats = {move.source: move.address for move in plan.moves}
+        moved = {move.source: move.address for move in plan.moves}
     ours = frozenset(domain.placement.controllers if domain.placement else ())
     layout = Layout(domain) if plan is None and ours else None
     reports = []
     for device in domain.devices:
         source = device.source
-        verdict = seen.verdicts.get(source)
-        reason = _NOT_GIVEN.get(device.given) if verdict is None else verdict.reason
-        address = seats.get(source, device.address)
+        resolved = resolution.resolved.get(source)
+        reason = _NOT_ATTACHED.get(device.attached_as) if resolved is None else resolved.reason
+        address = moved.get(source, device.address)
         if plan is not None:
-            placed = source in plan.seats
+            placed = source in plan.addresses
             reason = plan.reasons.get(source, reason)
         else:
-            home = layout.expander_of(device.address.bus) if layout and device.address else None
-            placed = home is not None and home in ours
-            if fallback in (Reason.NO_ROOM, Reason.NO_APERTURE) and verdict is not None and verdict.target is not None and not placed:
+            expander = layout.expander_of(device.address.bus) if layout and device.address else None
+            placed = expander is not None and expander in ours
+            if fallback in (Reason.NO_ROOM, Reason.NO_APERTURE) and resolved is not None and resolved.target is not None and not placed:
                 reason = fallback
         placed = placed and reason is not Reason.QEMU_OVERRIDE
         if placed and reason in _NOT_ASKED:
-            reason = None  # it stands where it was put when that could be told
-        host = seen.hosts.get(source)
+            reason = None  # it is where it was put when that could be told
+        host = resolution.hosts.get(source)
         reports.append(
             DeviceReport(
                 (source if device.form in _BY_ADDRESS else str(host)) if host else None,
                 source,
                 device.form.value,
-                seen.nodes.get(source),
-                seen.cells.get(source),
+                resolution.nodes.get(source),
+                resolution.cells.get(source),
                 str(address) if address else None,
                 placed,
                 reason,

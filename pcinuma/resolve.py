@@ -1,8 +1,8 @@
-"""The survey: for one domain, what the host says about each passthrough device that counts.
+"""For one domain, what the host says about each passthrough device that counts.
 
-It joins the two frozen sides, a :class:`~pcinuma.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into verdicts: a
-target (cell, root complex, switches) or a reason. Every device is looked at even after one gave trouble, so that a report is whole; a
-device that cannot be read makes the whole domain fall back (``trouble``).
+It joins the two frozen sides, a :class:`~pcinuma.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into a
+:class:`~pcinuma.plan.Resolved` for each: a target (cell, root complex, switches) or a reason. Every device is looked at even after one gave
+trouble, so that a report is whole; a device that cannot be read makes the whole domain fall back (``trouble``).
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ from typing import Mapping, NamedTuple, Optional
 from pcinuma.address import PciAddress
 from pcinuma.errors import DeviceAbsent, HostError
 from pcinuma.host.place import HostReader, Place
-from pcinuma.model import BACKED, Domain, Form, Given, Passthrough
+from pcinuma.model import BACKED, AttachedAs, Domain, Form, Passthrough
 from pcinuma.placement.aperture import Aperture, firmware_range
 from pcinuma.placement.mapping import Mapped, NodeFacts, map_node, map_nodes
 from pcinuma.placement.units import kept_sources, shares_slot
-from pcinuma.plan import Target, Verdict
+from pcinuma.plan import Resolved, Target
 from pcinuma.reason import Reason
 from pcinuma.settings import Unaligned
 
 _WITH_BARS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV, Form.NETWORK_POOL)
 
 
-class Survey(NamedTuple):
+class Resolution(NamedTuple):
     """What is known of a domain's devices, each by its source.
 
     ``hosts``: the PCI address whose place counts (the parent's for mdev and vDPA). ``nodes``: host node. ``cells``: the mapped guest cell.
@@ -32,7 +32,7 @@ class Survey(NamedTuple):
     ``aperture``: what UEFI firmware has to map where; None where it does not matter. ``remarks``: sentences for the log.
     """
 
-    verdicts: dict[str, Verdict]
+    resolved: dict[str, Resolved]
     hosts: dict[str, PciAddress]
     nodes: dict[str, int]
     cells: dict[str, int]
@@ -42,22 +42,22 @@ class Survey(NamedTuple):
     remarks: tuple[str, ...] = ()
 
     @classmethod
-    def nothing(cls) -> Survey:
-        """A survey that looked at no device."""
+    def nothing(cls) -> Resolution:
+        """What is known before any device was looked at."""
         return cls({}, {}, {}, {}, frozenset(), None)
 
 
-def survey(
+def resolve(
     domain: Domain, root: Path, pools: Mapping[str, tuple[PciAddress, ...]], unaligned: Unaligned, switches: bool
-) -> Survey:
+) -> Resolution:
     """Look up every device of ``domain`` that the guest gets as PCI device and that its owner does not keep.
 
     ``switches``: whether chains of switches are wanted.
     """
-    return _Surveyor(domain, root, pools, unaligned, switches).run()
+    return _Resolver(domain, root, pools, unaligned, switches).run()
 
 
-class _Surveyor:
+class _Resolver:
     def __init__(
         self, domain: Domain, root: Path, pools: Mapping[str, tuple[PciAddress, ...]], unaligned: Unaligned, switches: bool
     ) -> None:
@@ -68,32 +68,32 @@ class _Surveyor:
         self.reader = HostReader(root)
         nodes = self.reader.nodes
         self.facts = NodeFacts(nodes.cpus, nodes.distance, nodes.online)
-        self.verdicts: dict[str, Verdict] = {}
+        self.resolved: dict[str, Resolved] = {}
         self.hosts: dict[str, PciAddress] = {}
         self.nodes: dict[str, int] = {}
         self.cells: dict[str, int] = {}
         self.mapped: dict[int, Mapped] = {}
-        self.shared: dict[tuple[Mapped, Optional[str], tuple[tuple[str, str], ...]], Verdict] = {}
+        self.shared: dict[tuple[Mapped, Optional[str], tuple[tuple[str, str], ...]], Resolved] = {}
         self.trouble: Optional[tuple[Reason, str]] = None
         self.remarks: list[str] = []
 
-    def run(self) -> Survey:
-        kept, verdicts, hosts = kept_sources(self.domain), self.verdicts, self.hosts
+    def run(self) -> Resolution:
+        kept, resolved, hosts = kept_sources(self.domain), self.resolved, self.hosts
         for device in self.domain.devices:
             source = device.source
             if device.host is not None:
                 hosts[source] = device.host
-            if device.given is not Given.PCI:
+            if device.attached_as is not AttachedAs.PCI:
                 continue
             if source in kept:
-                verdicts[source] = Verdict(None, Reason.QEMU_OVERRIDE if source in self.domain.overridden else Reason.KEPT)
+                resolved[source] = Resolved(None, Reason.QEMU_OVERRIDE if source in self.domain.overridden else Reason.KEPT)
             elif device.problem is not None:
-                verdicts[source] = Verdict(None, Reason.BAD_VALUE)
+                resolved[source] = Resolved(None, Reason.BAD_VALUE)
             else:
-                verdicts[source] = self._look_at(device)
+                resolved[source] = self._look_at(device)
         sharing = shares_slot(self.domain)
         virtual = frozenset(s for s in sharing if s in self.hosts and self.reader.is_virtual_function(self.hosts[s]))
-        return Survey(self.verdicts, self.hosts, self.nodes, self.cells, virtual, self.trouble, self._aperture(), tuple(self.remarks))
+        return Resolution(self.resolved, self.hosts, self.nodes, self.cells, virtual, self.trouble, self._aperture(), tuple(self.remarks))
 
     def _aperture(self) -> Optional[Aperture]:
         firmware = self.domain.firmware
@@ -101,7 +101,7 @@ class _Surveyor:
             return None
         bars, io = {}, set()
         for device in self.domain.devices:
-            if device.given is Given.PCI and device.source in self.hosts and device.form in _WITH_BARS:
+            if device.attached_as is AttachedAs.PCI and device.source in self.hosts and device.form in _WITH_BARS:
                 try:
                     bars[device.source], has_io = self.reader.bars(self.hosts[device.source])
                     io |= {device.source} if has_io else set()
@@ -111,7 +111,7 @@ class _Surveyor:
         found = firmware_range(firmware, cpu.vendor, cpu.bits, cpu.gib_pages)
         return Aperture(found.size, found.known, bars, frozenset(io), found.least, firmware, found.at_most)
 
-    def _look_at(self, device: Passthrough) -> Verdict:
+    def _look_at(self, device: Passthrough) -> Resolved:
         form, source, reason = device.form, device.source, None
         try:
             if device.host is not None:
@@ -123,7 +123,7 @@ class _Surveyor:
             else:
                 place = self._place_of_parent(device)
             if place is None or (place.node is None and not place.several):
-                return Verdict(None, reason or Reason.NO_AFFINITY)
+                return Resolved(None, reason or Reason.NO_AFFINITY)
             if place.node is None:
                 mapped = self._map_several(source, place.several)
             else:
@@ -134,13 +134,13 @@ class _Surveyor:
         except HostError as error:
             return self._troubled(Reason.HOST_UNREADABLE, error)
         if mapped.cell is None:
-            return Verdict(None, mapped.reason)
+            return Resolved(None, mapped.reason)
         self.cells[source] = mapped.cell
         key = mapped, place.root_complex, place.switches
-        verdict = self.shared.get(key)
-        if verdict is None:
-            verdict = self.shared[key] = Verdict(Target(mapped.cell, place.root_complex, place.switches, mapped.reason), None)
-        return verdict
+        found = self.shared.get(key)
+        if found is None:
+            found = self.shared[key] = Resolved(Target(mapped.cell, place.root_complex, place.switches, mapped.reason), None)
+        return found
 
     def _place_of_parent(self, device: Passthrough) -> Optional[Place]:
         """The place of the PCI device behind ``device``; None where there is none (a software vDPA device)."""
@@ -204,7 +204,7 @@ class _Surveyor:
         found = self.mapped[node] = map_node(self.domain, node, self.facts, self.unaligned)
         return found
 
-    def _troubled(self, reason: Reason, error: HostError) -> Verdict:
+    def _troubled(self, reason: Reason, error: HostError) -> Resolved:
         if self.trouble is None or (reason is Reason.HOST_UNREADABLE and self.trouble[0] is Reason.DEVICE_ABSENT):
             self.trouble = (reason, error.sentence())
-        return Verdict(None, reason)
+        return Resolved(None, reason)

@@ -1,4 +1,4 @@
-"""What the administrator and the owner of a domain may wish for: enums and the host-wide configuration.
+"""What the administrator and the owner of a domain may ask for: enums and the host-wide configuration.
 
 The configuration is ``/etc/pcinuma/pcinuma.conf`` and then ``/etc/pcinuma/pcinuma.conf.d/*.conf`` in order of their names, each
 later value winning, all below the same root directory as the host's ``sys/`` (so that a captured machine brings its own)::

@@ -6,7 +6,7 @@ import argparse
 
 from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
-from pcinuma.cli.plan import REPLAN_HELP, as_json, left_alone, verdict
+from pcinuma.cli.plan import REPLAN_HELP, as_json, conclusion, left_alone
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.printable import printable
 from pcinuma.show.screen import Screen
@@ -55,7 +55,7 @@ def _skipped(definition: Definition, args: argparse.Namespace) -> bool:
 def _outcome(definition: Definition, screen: Screen, args: argparse.Namespace) -> str:
     report = definition.report or {}
     if args.dry_run:
-        return left_alone(definition) if _skipped(definition, args) else verdict(definition)
+        return left_alone(definition) if _skipped(definition, args) else conclusion(definition)
     if is_fallback(report):
         return screen.paint(fell_back(report, changed=definition.changed), "red") + f": {why(report)}"
     if not definition.changed:

@@ -10,11 +10,11 @@ from typing import Any, Optional
 
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.sources import DomainSource, read_source
-from pcinuma.cli.verify import Verdict, judge_devices
+from pcinuma.cli.verify import Check, check_devices
 from pcinuma.engine import DeviceReport, Result, place
 from pcinuma.errors import EXIT_DONE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
-from pcinuma.model import Given
+from pcinuma.model import AttachedAs
 from pcinuma.placement.mapping import cells_by_memory
 from pcinuma.printable import printable
 from pcinuma.reason import Outcome, Reason
@@ -146,10 +146,10 @@ def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[s
         lines.append("")
         for note in notes:
             lines += screen.wrap(note, "  ")
-    verdicts = {v.device.source: v for v in judge_devices(result.devices, explained.guest, explained.topology)}
+    checks = {v.device.source: v for v in check_devices(result.devices, explained.guest, explained.topology)}
     for device in result.devices:
         own = device.reason is not None and device.reason is not result.reason and device.reason.value not in shared
-        lines += ["", *_device(explained, device, verdicts[device.source], own, screen, describer)]
+        lines += ["", *_device(explained, device, checks[device.source], own, screen, describer)]
     if explained.groupings:
         lines += ["", *_groupings(explained, screen)]
     if result.outcome is not Outcome.PLACED and any(map(explained.guest.is_ours, explained.guest.domain.controllers.values())):
@@ -169,7 +169,7 @@ def _cells(explained: Explained) -> list[str]:
 
 
 def _device(
-    explained: Explained, report: DeviceReport, verdict: Verdict, own: bool, screen: Screen, describer: Describer
+    explained: Explained, report: DeviceReport, check: Check, own: bool, screen: Screen, describer: Describer
 ) -> list[str]:
     """The device's block. ``own``: its reason is said here, since no other device and not the domain has it."""
     host = explained.host(report)
@@ -190,7 +190,7 @@ def _device(
     device = explained.guest.device(report.source)
     reason = [f"{report.reason.sentence} ({report.reason.value})"] if own and report.reason is not None else []
     if device is None or device.address is None:
-        lines.append("  guest  no address yet" if device is None or device.given is Given.PCI else "  guest  no PCI address")
+        lines.append("  guest  no address yet" if device is None or device.attached_as is AttachedAs.PCI else "  guest  no PCI address")
     else:
         top = explained.guest.top(device.address)
         cell = explained.guest.cell(device.address)
@@ -201,8 +201,8 @@ def _device(
         where += "".join(f", switch {c.index}" for c in explained.guest.path(device.address) if c.model == SWITCH)
         lines.append(f"  guest  {device.address}: {printable(where)}")
         if top is not None and not report.placed:
-            if not verdict.passed:
-                reason.append(printable(verdict.message))
+            if not check.passed:
+                reason.append(printable(check.message))
             elif cell is not None and cell == report.guest_cell:
                 reason.append("the guest sees it where the host has it")
     if reason:

@@ -76,7 +76,7 @@ def as_json(plan: Definition, *, with_diff: bool = False) -> dict[str, Any]:
     return {**data, "diff": diff(plan.domain, plan.before, plan.after)} if with_diff else data
 
 
-def verdict(plan: Definition) -> str:
+def conclusion(plan: Definition) -> str:
     """What would become of the domain, in a few words."""
     report = plan.report or {}
     if is_fallback(report):
@@ -98,7 +98,7 @@ def _summary(plans: list[Definition], screen: Screen) -> list[str]:
         if plan.changed and plan.enabled is False:
             rows.append((name, "no change", left_alone(plan)))
         else:
-            rows.append((name, screen.paint("would change", "yellow") if plan.changed else "no change", verdict(plan)))
+            rows.append((name, screen.paint("would change", "yellow") if plan.changed else "no change", conclusion(plan)))
     return screen.table(rows, ("DOMAIN", "PLAN", "WHY")) or ["libvirt has no persistent domains"]
 
 
@@ -108,7 +108,7 @@ def _whole(plan: Definition, screen: Screen, *, replan: bool) -> list[str]:
     report = plan.report or {"devices": []}
     by_address = {str(device.address): device for device in read_topology(host_root()).devices}
     marks = tags([Passed(device["source"], by_address.get(device["device"] or "")) for device in report["devices"]], screen)
-    lines = [f"{screen.paint(printable(plan.domain), 'bold')}: {verdict(plan)}", ""]
+    lines = [f"{screen.paint(printable(plan.domain), 'bold')}: {conclusion(plan)}", ""]
     if report["devices"]:
         lines += [*device_table(report, changes, after, marks, screen), ""]
         notes = [f"{letters(marks, sources)}: {sentence(code)}" for code, sources in reasons(report)]

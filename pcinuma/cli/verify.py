@@ -21,7 +21,7 @@ from pcinuma.host.topology import HostDevice, Topology, read_topology
 from pcinuma.printable import printable
 from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
-from pcinuma.show.distance import guest_spot, host_spot
+from pcinuma.show.distance import guest_location, host_location
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
@@ -47,12 +47,12 @@ _EXCUSES = (
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """The judgement of one device. ``seen``: the cell that the guest sees; ``message``: what is wrong, or why it is right."""
+class Check:
+    """What came of checking one device. ``guest_cell``: the cell that the guest sees; ``message``: what is wrong, or why it is right."""
 
     device: DeviceReport
     address: Optional[str]
-    seen: Optional[int]
+    guest_cell: Optional[int]
     passed: bool
     message: str
 
@@ -63,7 +63,7 @@ class Verdict:
             "device": self.device.device,
             "host_node": self.device.host_node,
             "expected_cell": self.device.guest_cell,
-            "guest_cell": self.seen,
+            "guest_cell": self.guest_cell,
             "guest_address": self.address,
             "passed": self.passed,
             "message": self.message,
@@ -78,19 +78,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     with Progress("comparing guest and host"):
         source = read_source(args.domain, live=True)
-        verdicts = judge(source, host_root())
-    passed = all(verdict.passed for verdict in verdicts)
+        checks = check_domain(source, host_root())
+    passed = all(check.passed for check in checks)
     if args.json:
-        data = {"domain": source.name, "passed": passed, "devices": [verdict.as_json() for verdict in verdicts]}
+        data = {"domain": source.name, "passed": passed, "devices": [check.as_json() for check in checks]}
         print(json.dumps(data, indent=2))
         return EXIT_DONE if passed else EXIT_NEGATIVE
     screen = Screen.of()
     rows = []
-    for verdict in verdicts:
-        word = screen.paint("PASS", "green") if verdict.passed else screen.paint("FAIL", "red", "bold")
-        device = verdict.device
-        place_in_guest = (node(device.host_node), cell(verdict.seen), verdict.address or "-")
-        rows.append((word, printable(device.source), *place_in_guest, printable(verdict.message)))
+    for check in checks:
+        word = screen.paint("PASS", "green") if check.passed else screen.paint("FAIL", "red", "bold")
+        device = check.device
+        place_in_guest = (node(device.host_node), cell(check.guest_cell), check.address or "-")
+        rows.append((word, printable(device.source), *place_in_guest, printable(check.message)))
     if not rows:
         print(f"{printable(source.name)}: no passthrough devices")
     else:
@@ -100,56 +100,56 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_DONE if passed else EXIT_NEGATIVE
 
 
-def judge(source: DomainSource, root: Path) -> list[Verdict]:
-    """The verdict on every passthrough device of a running domain."""
+def check_domain(source: DomainSource, root: Path) -> list[Check]:
+    """The check of every passthrough device of a running domain."""
     guest = Guest.read(source.xml, frozenset(source.pools))
     # What place() would *do* does not matter here; its report says for each device the host node and the cell that stands for it.
-    return judge_devices(place(source.xml, source.request(root)).devices, guest, read_topology(root))
+    return check_devices(place(source.xml, source.request(root)).devices, guest, read_topology(root))
 
 
-def judge_devices(devices: Sequence[DeviceReport], guest: Guest, topology: Topology) -> list[Verdict]:
-    """The verdict on each of ``devices`` where ``guest`` has them."""
+def check_devices(devices: Sequence[DeviceReport], guest: Guest, topology: Topology) -> list[Check]:
+    """The check of each of ``devices`` where ``guest`` has them."""
     group_by = guest.domain.placement.group_by if guest.domain.placement is not None else None
-    verdicts = [_judge_cell(report, guest) for report in devices]
+    checks = [_check_cell(report, guest) for report in devices]
     if group_by is GroupBy.NODE:
-        return verdicts
-    return [_judge_company(verdict, verdicts, guest, topology) for verdict in verdicts]
+        return checks
+    return [_check_expander(check, checks, guest, topology) for check in checks]
 
 
-def _judge_cell(report: DeviceReport, guest: Guest) -> Verdict:
+def _check_cell(report: DeviceReport, guest: Guest) -> Check:
     device = guest.device(report.source)
     address = None if device is None else device.address
-    seen = None if address is None else guest.cell(address)
+    guest_cell = None if address is None else guest.cell(address)
     shown = None if address is None else str(address)
-    if report.reason in _EXCUSES and (seen is None or seen == report.guest_cell or report.reason in _OWNERS):
-        return Verdict(report, shown, seen, True, sentence(report.reason.value))
-    if report.guest_cell is not None and seen == report.guest_cell:
-        return Verdict(report, shown, seen, True, "")
+    if report.reason in _EXCUSES and (guest_cell is None or guest_cell == report.guest_cell or report.reason in _OWNERS):
+        return Check(report, shown, guest_cell, True, sentence(report.reason.value))
+    if report.guest_cell is not None and guest_cell == report.guest_cell:
+        return Check(report, shown, guest_cell, True, "")
     if report.host_node is None:
         reason = sentence(report.reason.value if report.reason else None) or sentence(Reason.NO_AFFINITY.value)
-        return Verdict(report, shown, seen, seen is None and report.reason is not Reason.HOST_UNREADABLE, reason)
-    where = "the guest sees no node for it" if seen is None else f"the guest sees it under {cell(seen)}"
+        return Check(report, shown, guest_cell, guest_cell is None and report.reason is not Reason.HOST_UNREADABLE, reason)
+    where = "the guest sees no node for it" if guest_cell is None else f"the guest sees it under {cell(guest_cell)}"
     should = f"{node(report.host_node)} is {cell(report.guest_cell)}" if report.guest_cell is not None else "no cell stands for its node"
-    return Verdict(report, shown, seen, False, f"host {should}, but {where}")
+    return Check(report, shown, guest_cell, False, f"host {should}, but {where}")
 
 
-def _judge_company(verdict: Verdict, others: list[Verdict], guest: Guest, topology: Topology) -> Verdict:
-    """The same verdict, or a failure if the device shares an expander with a device of another root complex."""
+def _check_expander(check: Check, others: list[Check], guest: Guest, topology: Topology) -> Check:
+    """The same check, or a failure if the device shares an expander with a device of another root complex."""
     hosts = {str(device.address): device for device in topology.devices}
-    device = guest.device(verdict.device.source)
-    if not verdict.passed or device is None or device.address is None or guest.top(device.address) is None:
-        return verdict
-    mine = hosts.get(verdict.device.device or "")
+    device = guest.device(check.device.source)
+    if not check.passed or device is None or device.address is None or guest.top(device.address) is None:
+        return check
+    mine = hosts.get(check.device.device or "")
     for other in others:
         neighbour, theirs = guest.device(other.device.source), hosts.get(other.device.device or "")
         if neighbour is None or neighbour.address is None or not _known(mine, theirs):
             continue
         assert mine is not None and theirs is not None
-        together = guest_spot(guest, device.address).root_complex == guest_spot(guest, neighbour.address).root_complex
-        if together and host_spot(mine).root_complex != host_spot(theirs).root_complex:
+        together = guest_location(guest, device.address).root_complex == guest_location(guest, neighbour.address).root_complex
+        if together and host_location(mine).root_complex != host_location(theirs).root_complex:
             message = f"shares an expander bus with {other.device.source}, which is under another root complex on the host"
-            return Verdict(verdict.device, verdict.address, verdict.seen, False, message)
-    return verdict
+            return Check(check.device, check.address, check.guest_cell, False, message)
+    return check
 
 
 def _known(one: Optional[HostDevice], other: Optional[HostDevice]) -> bool:

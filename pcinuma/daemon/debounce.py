@@ -17,7 +17,7 @@ PATIENCE = 1.0
 
 
 @dataclass
-class Burst:
+class Debounce:
     """One domain's latest changes. Times are seconds of one clock."""
 
     _last: float = -math.inf

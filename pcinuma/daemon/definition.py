@@ -8,7 +8,7 @@ last look and libvirt's lock is put back (:mod:`~pcinuma.daemon.overwritten`), a
 is never touched: what is defined here counts from its next start.
 
 Somebody may start a domain right after he defined it, so what lies between the event and the define is kept short: the first two
-questions may have been asked already when the work begins (:class:`Ahead`), and the XML is not parsed but for the engine where
+questions may have been asked already when the work begins (:class:`Prefetched`), and the XML is not parsed but for the engine where
 nobody's wishes are in it.
 """
 
@@ -25,13 +25,13 @@ import libvirt
 from pcinuma import engine
 from pcinuma.address import PciAddress
 from pcinuma.daemon.contention import Addresses
-from pcinuma.daemon.current_layout import as_it_is, strangers, with_standing
+from pcinuma.daemon.current_layout import as_it_is, foreign_devices, with_current_layout
 from pcinuma.daemon.definition_files import DefinitionFiles, Followed
-from pcinuma.daemon.overwritten import mended, put, read
+from pcinuma.daemon.overwritten import mended, read, replace_definition
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.stale import Stale
 from pcinuma.domain.read import parse_domain
-from pcinuma.domain.summary import mentions_us
+from pcinuma.domain.summary import mentions_pcinuma
 from pcinuma.engine import Request, Result
 from pcinuma.errors import LibvirtError, PcinumaError
 from pcinuma.log import log
@@ -41,7 +41,7 @@ from pcinuma.settings import Policy
 PAUSES = (0.0, 0.002, 0.005, 0.01, 0.02, 0.04)
 """Seconds after each try that somebody else's change came in between of."""
 FRESH = 0.1
-"""Seconds for which an answer that was asked for ahead counts."""
+"""Seconds for which an answer that was prefetched counts."""
 LATER = "try again when that program is done"
 TRANSIENT = "the domain is transient: it has no definition to change"
 
@@ -79,7 +79,7 @@ class Change:
     number: Optional[int] = None
 
 
-class Ahead(NamedTuple):
+class Prefetched(NamedTuple):
     """Questions about a domain that libvirt is answering: its inactive definition, as of which write, and whether it has a managed-save
     image."""
 
@@ -93,14 +93,14 @@ class Ahead(NamedTuple):
         return time.monotonic() - self.asked < FRESH
 
 
-def ask_ahead(domain: libvirt.virDomain, files: DefinitionFiles, executor: Executor) -> Ahead:
+def prefetch(domain: libvirt.virDomain, files: DefinitionFiles, executor: Executor) -> Prefetched:
     """Put the questions now, so that the answers are there when the work begins."""
 
     def definition() -> tuple[bytes, Optional[int]]:
         number = files.now()
         return read(domain), number
 
-    return Ahead(executor.submit(definition), executor.submit(has_managed_save, domain), time.monotonic())
+    return Prefetched(executor.submit(definition), executor.submit(has_managed_save, domain), time.monotonic())
 
 
 def has_managed_save(domain: libvirt.virDomain) -> bool:
@@ -166,24 +166,25 @@ class Definitions(NamedTuple):
         return cls(files, Stale(files))
 
 
-def place(domain: libvirt.virDomain, job: Job, pools: Pools, known: Definitions, ahead: Optional[Ahead] = None) -> Change:
+def place(domain: libvirt.virDomain, job: Job, pools: Pools, known: Definitions, prefetched: Optional[Prefetched] = None) -> Change:
     """Place the inactive definition; only what changed is defined. Raises libvirtError, and LibvirtError if it keeps changing."""
     with known.files.follow(domain.UUIDString(), domain.name()) as followed:
         for pause in PAUSES:
-            change = _attempt(domain, job, pools, known.stale, followed, ahead if ahead is not None and ahead.fresh else None)
+            fresh = prefetched if prefetched is not None and prefetched.fresh else None
+            change = _place_once(domain, job, pools, known.stale, followed, fresh)
             if change is not None:
                 return change
-            ahead = None
+            prefetched = None
             time.sleep(pause)
     raise LibvirtError(Reason.CONTENDED.sentence, subject=domain.name(), hint=LATER)
 
 
-def _attempt(
-    domain: libvirt.virDomain, job: Job, pools: Pools, stale: Stale, followed: Followed, ahead: Optional[Ahead]
+def _place_once(
+    domain: libvirt.virDomain, job: Job, pools: Pools, stale: Stale, followed: Followed, prefetched: Optional[Prefetched]
 ) -> Optional[Change]:
     """Place the definition as it is at the moment; None if somebody else changed it meanwhile."""
     name: str = domain.name()
-    found = ahead.definition.result() if ahead else _read_numbered(domain, followed)
+    found = prefetched.definition.result() if prefetched else _read_numbered(domain, followed)
     if not _holds(followed, found[1]):
         found = _read_numbered(domain, followed)
         if not _holds(followed, found[1]):
@@ -199,7 +200,7 @@ def _attempt(
         return result.xml
 
     def make(new: bytes) -> Optional[Change]:
-        done = put(domain, followed, number, before, new, again, stale, lacking=meant is not None)
+        done = replace_definition(domain, followed, number, before, new, again, stale, lacking=meant is not None)
         if done is None:
             return None
         final = replace(result, reason=Reason.RUNNING, message=Reason.RUNNING.sentence) if done.running else result
@@ -222,9 +223,9 @@ def _attempt(
     if result.xml == before:
         return Change(False, before, before, result, owner, name, 0, number)
     if domain.ID() != -1 and not domain.isPersistent():  # one that was not running is persistent, and the call would cost the race
-        standing = replace(with_standing(parse_domain(before), before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
-        return Change(False, before, before, standing, owner, name, 0, number)
-    if ahead.saved.result() if ahead and domain.ID() == -1 else has_managed_save(domain):
+        current = replace(with_current_layout(parse_domain(before), before, result), outcome=Outcome.UNCHANGED, message=TRANSIENT)
+        return Change(False, before, before, current, owner, name, 0, number)
+    if prefetched.saved.result() if prefetched and domain.ID() == -1 else has_managed_save(domain):
         return left_alone(Reason.MANAGED_SAVE, managed_save_hint(name))
     if job.dry_run:
         return Change(True, before, result.xml, result, owner, name)
@@ -250,10 +251,10 @@ def _plan(domain: libvirt.virDomain, job: Job, pools: Pools, xml: bytes) -> tupl
     owner: Optional[Policy] = None
     ran_with = job.request.ran_with
     job.give_way()
-    if mentions_us(xml):
+    if mentions_pcinuma(xml):
         known = parse_domain(xml)
         owner = known.policy
-        if strangers(known) - ran_with:
+        if foreign_devices(known) - ran_with:
             ran_with = ran_with | _running_strangers(domain)
         job.give_way()
     request = replace(job.request, pools=pools.resolve(domain.connect(), xml), ran_with=ran_with)
@@ -276,7 +277,7 @@ def revert(domain: libvirt.virDomain, definitions: Definitions, *, dry_run: bool
                 raise LibvirtError(Reason.MANAGED_SAVE.sentence, subject=name, hint=managed_save_hint(name))
             if dry_run:
                 return Change(True, before, result.xml, result, known.policy, name)
-            done = put(domain, followed, number, before, result.xml, lambda xml: engine.revert(xml).xml, definitions.stale)
+            done = replace_definition(domain, followed, number, before, result.xml, lambda xml: engine.revert(xml).xml, definitions.stale)
             if done is not None:
                 return Change(True, before, read(domain), result, known.policy, name, done.defines, done.number)
             time.sleep(pause)
@@ -302,4 +303,4 @@ def _running_strangers(domain: libvirt.virDomain) -> frozenset[PciAddress]:
     """What sits on our ports in the guest that runs now (it may have started while nobody was there to note it)."""
     if not domain.isActive():
         return frozenset()
-    return strangers(parse_domain(domain.XMLDesc(0).encode()))
+    return foreign_devices(parse_domain(domain.XMLDesc(0).encode()))

@@ -18,15 +18,15 @@ from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
-from pcinuma.model import Domain, Given
+from pcinuma.model import AttachedAs, Domain
 from pcinuma.placement.layout import Layout
 from pcinuma.plan import Target
-from pcinuma.resolve import survey
+from pcinuma.resolve import resolve
 from pcinuma.settings import GroupBy, Policy
 from pcinuma.xml_parser import parse
 
 
-class Seated(NamedTuple):
+class AddressedDevice(NamedTuple):
     """The device's XML, with a guest address if one was found (``changed``), and what to tell about it."""
 
     device_xml: str
@@ -34,7 +34,7 @@ class Seated(NamedTuple):
     message: Optional[str]
 
 
-def seat(live: bytes, device_xml: str, request: Request) -> Seated:
+def assign_address(live: bytes, device_xml: str, request: Request) -> AddressedDevice:
     """Find a guest address for the device ``device_xml`` in the running domain ``live``. Raises UnusableInput for XML that is none."""
     document = Document(live)
     devices = document.root.find("devices")
@@ -43,30 +43,30 @@ def seat(live: bytes, device_xml: str, request: Request) -> Seated:
         raise UnusableInput("a domain without <devices>", subject="domain XML")
     before, _ = read_domain(document, frozenset(request.pools), request.settings.near_backing)
     if before.placement is None:
-        return Seated(device_xml, False, "the running domain is not placed by pcinuma")
+        return AddressedDevice(device_xml, False, "the running domain is not placed by pcinuma")
     if (before.policy or request.settings.policy) is Policy.OFF:
-        return Seated(device_xml, False, "the policy of this domain is off")
+        return AddressedDevice(device_xml, False, "the policy of this domain is off")
     devices.append(element)
     domain, _ = read_domain(document, frozenset(request.pools), request.settings.near_backing)
     new = [device for device in domain.devices if device.source not in {old.source for old in before.devices}]
     if len(domain.devices) != len(before.devices) + 1 or not new:
-        return Seated(device_xml, False, None)  # no host device, or one that the guest has already
-    if new[0].given is not Given.PCI or new[0].address is not None:
-        return Seated(device_xml, False, "the device has its address already")
+        return AddressedDevice(device_xml, False, None)  # no host device, or one that the guest has already
+    if new[0].attached_as is not AttachedAs.PCI or new[0].address is not None:
+        return AddressedDevice(device_xml, False, "the device has its address already")
     switches = before.placement.group_by is GroupBy.SWITCH
-    found = survey(domain, request.root, request.pools, request.settings.unaligned, switches)
-    verdict = found.verdicts[new[0].source]
-    if verdict.target is None:
-        return Seated(device_xml, False, f"{new[0].source}: {verdict.reason.sentence}" if verdict.reason else None)
-    targets = {source: v.target for source, v in found.verdicts.items() if v.target is not None}
-    port = _spare_port(before, targets, verdict.target)
+    resolution = resolve(domain, request.root, request.pools, request.settings.unaligned, switches)
+    its_own = resolution.resolved[new[0].source]
+    if its_own.target is None:
+        return AddressedDevice(device_xml, False, f"{new[0].source}: {its_own.reason.sentence}" if its_own.reason else None)
+    targets = {source: one.target for source, one in resolution.resolved.items() if one.target is not None}
+    port = _spare_port(before, targets, its_own.target)
     if port is None:
-        text = f"{new[0].source}: no spare hot-pluggable port for guest cell {verdict.target.cell} is left (see spare-ports)"
-        return Seated(device_xml, False, text)
+        text = f"{new[0].source}: no spare hot-pluggable port for guest cell {its_own.target.cell} is left (see spare-ports)"
+        return AddressedDevice(device_xml, False, text)
     devices.remove(element)
     element.tail = None
     set_address(element, PciAddress(0, port, 0, 0), None)
-    return Seated(etree.tostring(element, encoding="unicode"), True, f"{new[0].source}: port {port}")
+    return AddressedDevice(etree.tostring(element, encoding="unicode"), True, f"{new[0].source}: port {port}")
 
 
 def _spare_port(domain: Domain, targets: Mapping[str, Target], wanted: Target) -> Optional[int]:
@@ -76,19 +76,19 @@ def _spare_port(domain: Domain, targets: Mapping[str, Target], wanted: Target) -
     layout = Layout(domain)
     stands_for: dict[int, set[Optional[str]]] = {}
     for device in domain.devices:
-        home = layout.expander_of(device.address.bus) if device.address is not None else None
-        if home is not None and device.source in targets:
-            stands_for.setdefault(home, set()).add(targets[device.source].root_complex)
+        expander = layout.expander_of(device.address.bus) if device.address is not None else None
+        if expander is not None and device.source in targets:
+            stands_for.setdefault(expander, set()).add(targets[device.source].root_complex)
     for index in sorted(ours):
-        expander = domain.controllers.get(index)
-        if expander is None or not layout.is_expander(expander) or expander.node != wanted.cell:
+        controller = domain.controllers.get(index)
+        if controller is None or not layout.is_expander(controller) or controller.node != wanted.cell:
             continue
         complexes = stands_for.get(index, set())
         if domain.placement.group_by is not GroupBy.NODE and complexes != {wanted.root_complex}:
             continue
         for port in layout.ports(index):
-            controller = domain.controllers[port]
-            spare = controller.model == "pcie-root-port" and controller.hotplug is not False
+            root_port = domain.controllers[port]
+            spare = root_port.model == "pcie-root-port" and root_port.hotplug is not False
             if port in ours and spare and layout.is_free(port):
                 return port
     return None

@@ -11,8 +11,8 @@ from typing import Optional
 import libvirt
 
 from pcinuma.daemon.contention import Contention
-from pcinuma.daemon.debounce import Burst
-from pcinuma.daemon.definition import Ahead
+from pcinuma.daemon.debounce import Debounce
+from pcinuma.daemon.definition import Prefetched
 from pcinuma.settings import Policy
 
 NOT_SETTLED = b"", -math.inf
@@ -23,11 +23,11 @@ class Known:
     """One domain.
 
     ``state``: as ``virsh domstate`` says it. ``owner``: the policy in its own metadata. ``absent``: whether it waits for a device.
-    ``changed``: somebody changed its definition since the last look. ``looked_at``: the number of libvirt's write that the last look
-    was at (:mod:`~pcinuma.daemon.definition_files`); ``noted``: the one that a look is due for. ``burst``: his latest changes;
-    ``calm``: set while their end is waited for. ``ahead``: what libvirt was asked when it last said that the domain was defined.
-    ``echoes``: definitions of our own that libvirt has yet to tell of. ``settled``: the definition that the last look found right
-    (:func:`fingerprint`), and when that was.
+    ``changed``: somebody changed its definition since the last look. ``looked_at``: the number of libvirt's write that the last look was at
+    (:mod:`~pcinuma.daemon.definition_files`); ``noted``: the one that a look is due for. ``debounce``: the latest changes;
+    ``debounce_timer``: set while their end is waited for. ``prefetched``: what libvirt was asked when it last said that the domain was
+    defined. ``own_events``: definitions of our own that libvirt has yet to tell of. ``settled``: the definition that the last look found
+    right (:func:`fingerprint`), and when that was.
     """
 
     domain: libvirt.virDomain
@@ -38,10 +38,10 @@ class Known:
     changed: bool = False
     looked_at: int = 0
     noted: int = 0
-    burst: Burst = field(default_factory=Burst)
-    calm: Optional[asyncio.TimerHandle] = None
-    ahead: Optional[Ahead] = None
-    echoes: int = 0
+    debounce: Debounce = field(default_factory=Debounce)
+    debounce_timer: Optional[asyncio.TimerHandle] = None
+    prefetched: Optional[Prefetched] = None
+    own_events: int = 0
     settled: tuple[bytes, float] = NOT_SETTLED
 
 

@@ -22,7 +22,7 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import libvirt
 
-from pcinuma.daemon.definition import Ahead
+from pcinuma.daemon.definition import Prefetched
 from pcinuma.errors import LibvirtError
 from pcinuma.log import log
 
@@ -37,18 +37,18 @@ _loop_started = False
 
 
 class DomainEvent(NamedTuple):
-    """A lifecycle event of a domain: VIR_DOMAIN_EVENT_… and its detail. ``ahead``: what the owner asked about the domain at once."""
+    """A lifecycle event of a domain: VIR_DOMAIN_EVENT_… and its detail. ``prefetched``: what the owner asked about the domain at once."""
 
     domain: libvirt.virDomain
     event: int
     detail: int
-    ahead: Optional[Ahead] = None
+    prefetched: Optional[Prefetched] = None
 
 
 class Owner(Protocol):
     """Who is told; everything but :meth:`defined` is called in asyncio's loop."""
 
-    def defined(self, domain: libvirt.virDomain) -> Optional[Ahead]:
+    def defined(self, domain: libvirt.virDomain) -> Optional[Prefetched]:
         """Called in libvirt's thread, which must not be kept waiting, when the event that a domain was defined has just arrived."""
 
     def domain_event(self, event: DomainEvent) -> None: ...
@@ -137,8 +137,8 @@ class Link:
             hand_over(closed.set)
 
         def on_domain(_connection: Any, domain: Any, event: int, detail: int, _opaque: Any) -> None:
-            ahead = owner.defined(domain) if event == libvirt.VIR_DOMAIN_EVENT_DEFINED else None
-            hand_over(owner.domain_event, DomainEvent(domain, event, detail, ahead))
+            prefetched = owner.defined(domain) if event == libvirt.VIR_DOMAIN_EVENT_DEFINED else None
+            hand_over(owner.domain_event, DomainEvent(domain, event, detail, prefetched))
 
         def on_node(*_arguments: Any) -> None:
             hand_over(owner.nodes_changed)

@@ -15,8 +15,7 @@ from typing import Any, Awaitable, Callable, Mapping, Optional, TypeVar
 import libvirt
 
 from pcinuma import __version__, engine
-from pcinuma.daemon import definition, hotplug, interface
-from pcinuma.daemon import start_check as boot
+from pcinuma.daemon import definition, hotplug, interface, start_check
 from pcinuma.daemon.client import MAX_MESSAGE
 from pcinuma.daemon.current_layout import as_it_is
 from pcinuma.daemon.decisions import now
@@ -26,7 +25,7 @@ from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
 from pcinuma.daemon.state import StateFile
 from pcinuma.domain.read import parse_domain
-from pcinuma.domain.summary import glance
+from pcinuma.domain.summary import summarise
 from pcinuma.errors import PcinumaError, UnusableInput
 from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason
@@ -96,7 +95,7 @@ class Methods:
         """See the interface. Never asks libvirt, never waits for what does. The reply, and what is left to do in the event loop."""
         step = parameters["operation"], parameters["suboperation"]
         if step == ("release", "end"):
-            uuid = glance(parameters["xml"].encode()).uuid
+            uuid = summarise(parameters["xml"].encode()).uuid
             return _RIGHT, lambda: self._reconciler.start_ends(uuid) if uuid is not None else None
         if step != ("prepare", "begin"):
             return _RIGHT, lambda: None
@@ -105,7 +104,7 @@ class Methods:
             raise UnusableInput(
                 f"an XML of more than {LONGEST >> 20} MiB is not looked at while a start waits", subject=parameters["domain"]
             )
-        found = self._judge(parameters["xml"].encode())
+        found = self._check_start(parameters["xml"].encode())
         refused = found.refusal is not None
 
         def then() -> None:
@@ -118,22 +117,22 @@ class Methods:
         placed = found.placed.decode() if found.placed is not None and not refused else None
         return {"exit": int(refused), "xml": placed, "message": found.refusal}, then
 
-    def _judge(self, xml: bytes) -> boot.Boot:
+    def _check_start(self, xml: bytes) -> start_check.StartCheck:
         reconciler = self._reconciler
         pools = self._pools.known(xml)
-        return boot.judge(
+        return start_check.check_start(
             xml,
             request_for=lambda uuid: replace(reconciler.request(uuid), pools=pools),
             allows=reconciler.allows,
             is_persistent=lambda uuid: uuid in reconciler.known,
         )
 
-    async def _remember(self, found: boot.Boot, began: float) -> None:
+    async def _remember(self, found: start_check.StartCheck, began: float) -> None:
         answered = time.monotonic() - began
-        standing, ran_with = await _run(self._hooks, found.standing)
+        layout, ran_with = await _run(self._hooks, found.current_layout)
         if found.uuid is not None:
             began = time.monotonic() - answered
-            self._reconciler.decisions.record(found.uuid, found.name, standing, found.policy, by="hook", began=began)
+            self._reconciler.decisions.record(found.uuid, found.name, layout, found.policy, by="hook", began=began)
             if found.refusal is None:
                 self._reconciler.decisions.ran(found.uuid, ran_with)
 
@@ -146,7 +145,7 @@ class Methods:
         began = time.monotonic()
 
         def work() -> tuple[engine.Result, Optional[str], str]:
-            name, uuid, owner = glance(xml)
+            name, uuid, owner = summarise(xml)
             pools = self._pools.known(xml)
             if caller != "hook" and self._link.ready:
                 pools = self._pools.resolve(self._link.connection(), xml)
@@ -176,7 +175,7 @@ class Methods:
         domain = await self._domain(parameters["domain"])
         force, dry_run = bool(parameters.get("force")), bool(parameters.get("dry_run"))
         if force and not dry_run:
-            self._reconciler.calm(domain.UUIDString())
+            self._reconciler.forget_contention(domain.UUIDString())
         change = await self._asking(
             domain,
             self._reconciler.place(domain, by="command", force=force, replan=bool(parameters.get("replan")), dry_run=dry_run),
@@ -207,7 +206,7 @@ class Methods:
         domain = await self._domain(parameters["domain"])
         uuid = domain.UUIDString()
         news = await self._state_file.choose(uuid, domain.name(), enabled=True)
-        self._reconciler.calm(uuid)
+        self._reconciler.forget_contention(uuid)
         change = await self._asking(domain, self._reconciler.place(domain, by="command"))
         return {"changed": news or change.changed, "report": change.result.report()}
 
@@ -235,18 +234,18 @@ class Methods:
         device_xml = parameters["device_xml"]
         uuid = domain.UUIDString()
 
-        def work() -> hotplug.Seated:
+        def work() -> hotplug.AddressedDevice:
             live = domain.XMLDesc(0).encode()
             if not self._reconciler.allows(uuid, parse_domain(live).policy):
-                return hotplug.Seated(device_xml, False, Reason.NOT_ENABLED.sentence)
+                return hotplug.AddressedDevice(device_xml, False, Reason.NOT_ENABLED.sentence)
             pools = self._pools.resolve(self._link.connection(), b"<domain><devices>%b</devices></domain>" % device_xml.encode())
             pools.update(self._pools.resolve(self._link.connection(), live))
-            return hotplug.seat(live, device_xml, replace(self._reconciler.request(uuid), pools=pools))
+            return hotplug.assign_address(live, device_xml, replace(self._reconciler.request(uuid), pools=pools))
 
         async with self._reconciler.alone(uuid):
-            seated = await self._asking(domain, _run(self._executor, work))
-        log.info("device to be plugged in", domain=domain.name(), changed=seated.changed, message=seated.message)
-        return seated._asdict()
+            addressed = await self._asking(domain, _run(self._executor, work))
+        log.info("device to be plugged in", domain=domain.name(), changed=addressed.changed, message=addressed.message)
+        return addressed._asdict()
 
     async def status(self, parameters: Parameters) -> Reply:
         """See the interface. Asks nobody."""

@@ -23,7 +23,7 @@ from pcinuma.daemon.definition_files import Followed, Version
 from pcinuma.daemon.stale import Seen, Stale, made_from
 from pcinuma.domain.merge import distance, merge, same
 from pcinuma.domain.read import parse_domain
-from pcinuma.domain.summary import glance
+from pcinuma.domain.summary import summarise
 from pcinuma.errors import UnusableInput
 from pcinuma.log import log
 
@@ -35,7 +35,7 @@ Again = Callable[[bytes], bytes]
 """What to define of a definition that is another one than was thought."""
 
 
-class Put(NamedTuple):
+class Replaced(NamedTuple):
     """What was done: the definitions that it took, whether the guest ran at the last one, and the number of that write, where it is
     known."""
 
@@ -44,7 +44,7 @@ class Put(NamedTuple):
     number: Optional[int] = None
 
 
-def put(
+def replace_definition(
     domain: libvirt.virDomain,
     followed: Followed,
     number: Optional[int],
@@ -53,20 +53,20 @@ def put(
     again: Again,
     stale: Stale,
     lacking: bool = False,
-) -> Optional[Put]:
+) -> Optional[Replaced]:
     """Replace the definition ``before``, which was there after write ``number``, by ``new``; None if it is there no more. ``lacking``: it
     lacks somebody's change that is in ``new``.
 
     Raises libvirtError where libvirt does not take ``new``.
     """
     if number is not None and not followed.there():
-        followed.name = glance(before).name  # it may have been renamed
+        followed.name = summarise(before).name  # it may have been renamed
         if not followed.there():
             number = None  # undefined, or libvirt writes somewhere else
     if number is None:
         if read(domain) != before:
             return None
-        return Put(1, domain.connect().defineXMLFlags(new.decode(), 0).ID() != -1)
+        return Replaced(1, domain.connect().defineXMLFlags(new.decode(), 0).ID() != -1)
     work = _Work(domain, followed, number, before, again)
     if work.catch_up():
         return None
@@ -90,7 +90,7 @@ def put(
         work.put_back()
     if not work.at_stake:
         stale.defined(followed, work.seen, work.ours_number, lacking=lacking or work.lacking)
-    return Put(work.defines, work.running, work.ours_number if work.seen[-1].ours else None)
+    return Replaced(work.defines, work.running, work.ours_number if work.seen[-1].ours else None)
 
 
 def read(domain: libvirt.virDomain) -> bytes:
@@ -99,7 +99,7 @@ def read(domain: libvirt.virDomain) -> bytes:
     return xml.replace("\r", "&#13;").encode()  # libvirt writes it raw, which reads as the end of a line
 
 
-class Wanted:
+class MergedChanges:
     """What everybody's changes come to. ``definition``: that; ``seen``: the versions that were there, of which the last is there now."""
 
     def __init__(self, name: str, seen: Sequence[Seen], again: Again) -> None:
@@ -140,10 +140,10 @@ class Wanted:
 def mended(name: str, seen: Sequence[Seen], since: Sequence[bytes], again: Again) -> Optional[bytes]:
     """What the last of ``since`` was meant to be, if that is something else: some of those were made from one that lacked a change.
     The last of ``seen`` lacks none."""
-    wanted = Wanted(name, seen, again)
+    merged_changes = MergedChanges(name, seen, again)
     for theirs in since:
-        wanted.take_in(theirs)
-    return wanted.definition if since and not same(wanted.definition, since[-1]) else None
+        merged_changes.take_in(theirs)
+    return merged_changes.definition if since and not same(merged_changes.definition, since[-1]) else None
 
 
 class _Work:
@@ -154,7 +154,7 @@ class _Work:
         self._followed = followed
         self._number = number
         self._again = again
-        self._wanted = Wanted(followed.name, [Seen(before, ours=False)], again)
+        self._merged = MergedChanges(followed.name, [Seen(before, ours=False)], again)
         self.at_stake = False
         self.lacking = False  # something was at stake
         self.defines = 0
@@ -163,7 +163,7 @@ class _Work:
 
     @property
     def seen(self) -> list[Seen]:
-        return self._wanted.seen
+        return self._merged.seen
 
     def catch_up(self) -> bool:
         """Take in what others changed since; return whether they did."""
@@ -198,11 +198,11 @@ class _Work:
             self._take_in(versions[index + 1 :])
         else:
             self.seen.append(Seen(ours, ours=True))
-            self._wanted.definition = ours
+            self._merged.definition = ours
 
     def put_back(self) -> None:
         """Define what is wanted."""
-        placed = self._again(self._wanted.definition)
+        placed = self._again(self._merged.definition)
         if same(placed, self.seen[-1].text):  # who made the change took it back
             self.at_stake, self.ours_number = False, self._number
             return
@@ -210,18 +210,18 @@ class _Work:
         try:
             self.define(placed)
         except libvirt.libvirtError as error:
-            if placed == self._wanted.definition:
+            if placed == self._merged.definition:
                 raise
             log.warning("put back without a placement", domain=self._followed.name, error=error.get_error_message())
-            self.define(self._wanted.definition)
+            self.define(self._merged.definition)
 
     def _take_in(self, versions: Sequence[Version]) -> None:
         for version in versions:
             if version.text is None:
                 log.warning("a change that was overwritten could not be read in time", domain=self._followed.name)
             else:
-                self._wanted.take_in(version.text)
-                self._followed.name = glance(version.text).name
+                self._merged.take_in(version.text)
+                self._followed.name = summarise(version.text).name
 
 
 def _index_of(before: bytes, sent: bytes, versions: Sequence[Version]) -> int:

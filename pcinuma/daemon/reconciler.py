@@ -33,7 +33,7 @@ import libvirt
 from pcinuma.daemon import definition, starts
 from pcinuma.daemon.contention import Addresses, Contention
 from pcinuma.daemon.decisions import Decisions
-from pcinuma.daemon.definition import Ahead, Change, Definitions, Job
+from pcinuma.daemon.definition import Change, Definitions, Job, Prefetched
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.inventory import NOT_SETTLED, STATE_AFTER, Known, fingerprint, list_domains
 from pcinuma.daemon.link import DomainEvent
@@ -42,8 +42,8 @@ from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.starts import Starts
 from pcinuma.daemon.state import State, StateFile
-from pcinuma.daemon.undefine_race import Resurrections
-from pcinuma.daemon.work_queue import NOW, SOMETIME, Agenda
+from pcinuma.daemon.undefine_race import UndefineRaces
+from pcinuma.daemon.work_queue import NOW, SOMETIME, WorkQueue
 from pcinuma.engine import Request
 from pcinuma.errors import PcinumaError
 from pcinuma.log import log
@@ -66,7 +66,7 @@ _WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN
 T = TypeVar("T")
 
 
-class Landing(NamedTuple):
+class Reconciled(NamedTuple):
     """What a look came to. ``newest``: our definition is the last one that was made, as the only one that libvirt told of since the
     look began: libvirt tells in order, and this one was told of."""
 
@@ -86,14 +86,14 @@ class Reconciler:
         self._root = root
         self._pools = pools
         self._executor = executor
-        self._agenda = Agenda(self._may_look)
+        self._work_queue = WorkQueue(self._may_look)
         self._starts = Starts(self._start_is_over, self._is_active)
-        self._flights: dict[str, asyncio.Future[Optional[Landing]]] = {}  # looks that the reconciler has under way
+        self._under_way: dict[str, asyncio.Future[Optional[Reconciled]]] = {}  # looks that the reconciler has under way
         self._checks: dict[str, asyncio.Task[None]] = {}
-        self._heard: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
+        self._defined_events: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._host_changed: Optional[asyncio.TimerHandle] = None
-        self._resurrections = Resurrections()
+        self._undefine_races = UndefineRaces()
         self._files = DefinitionFiles(self._definition_written)
         self._written = 0  # definitions that libvirt wrote and may yet send an event for
         self._definitions = Definitions.of(self._files)
@@ -121,7 +121,7 @@ class Reconciler:
 
     def disconnected(self) -> None:
         """The connection is gone, and with it what it knew."""
-        self._agenda.clear()
+        self._work_queue.clear()
         self._sweep.clear()
         self._starts.clear()
         self.known = {}
@@ -132,7 +132,7 @@ class Reconciler:
         """A lifecycle event."""
         uuid = event.domain.UUIDString()
         if event.event in (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED):
-            self._resurrections.event(uuid, event.event, event.detail)
+            self._undefine_races.event(uuid, event.event, event.detail)
         if event.event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
             if event.detail != libvirt.VIR_DOMAIN_EVENT_UNDEFINED_RENAMED:
                 self._forget(uuid)
@@ -143,17 +143,17 @@ class Reconciler:
         known.domain = event.domain
         known.state = STATE_AFTER.get(event.event, known.state)
         if event.event == libvirt.VIR_DOMAIN_EVENT_DEFINED:
-            known.ahead = event.ahead
+            known.prefetched = event.prefetched
             self._files.watch()
             self._starts.lock_was_free(uuid)
-            if uuid in self._heard:
-                self._heard[uuid] += 1  # whose it is will be seen
-            elif known.echoes:
-                known.echoes -= 1
+            if uuid in self._defined_events:
+                self._defined_events[uuid] += 1  # whose it is will be seen
+            elif known.own_events:
+                known.own_events -= 1
                 self.check_later(uuid)
             else:
                 known.changed = True
-                self._want_when_calm(uuid, known)
+                self._want_debounced(uuid, known)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
             self._starts.is_over(uuid)
             if self._decided(uuid, Reason.RUNNING):
@@ -169,10 +169,10 @@ class Reconciler:
         decision = self.decisions.of(uuid)
         return decision is not None and decision.reason == reason.value
 
-    def defined(self, domain: libvirt.virDomain) -> Optional[Ahead]:
+    def defined(self, domain: libvirt.virDomain) -> Optional[Prefetched]:
         """A definition has just arrived (called in libvirt's thread): if nothing else is to be done, the questions about it are asked at
         once. A crowd gains nothing by that."""
-        return None if self._heard or not self._agenda.idle else definition.ask_ahead(domain, self._files, self._executor)
+        return None if self._defined_events or not self._work_queue.idle else definition.prefetch(domain, self._files, self._executor)
 
     def _definition_written(self, uuid: Optional[str], patience: float = EVENT_IS_LATE) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
@@ -189,27 +189,27 @@ class Reconciler:
             if known is None or self._files.last(each) <= max(known.looked_at, known.noted):
                 continue
             self._starts.lock_was_free(each)
-            if known.calm is not None:
-                self._want_when_calm(each, known)
+            if known.debounce_timer is not None:
+                self._want_debounced(each, known)
             else:
                 self.check(each)
 
-    def _want_when_calm(self, uuid: str, known: Known) -> None:
+    def _want_debounced(self, uuid: str, known: Known) -> None:
         """Look at a domain that somebody changed, when he is done."""
-        if known.calm is not None:
-            known.calm.cancel()
-            known.calm = None
+        if known.debounce_timer is not None:
+            known.debounce_timer.cancel()
+            known.debounce_timer = None
         known.noted = self._files.last(uuid)
-        delay = known.burst.delay(time.monotonic())
+        delay = known.debounce.delay(time.monotonic())
         if not delay:
             self.want(uuid)
             return
-        known.calm = asyncio.get_running_loop().call_later(delay, self._calm, uuid)
+        known.debounce_timer = asyncio.get_running_loop().call_later(delay, self._debounced, uuid)
 
-    def _calm(self, uuid: str) -> None:
+    def _debounced(self, uuid: str) -> None:
         known = self.known.get(uuid)
         if known is not None:
-            known.calm = None
+            known.debounce_timer = None
             self.want(uuid)
 
     def nodes_changed(self) -> None:
@@ -242,7 +242,7 @@ class Reconciler:
 
     def want(self, uuid: str, priority: int = NOW) -> None:
         """Look at a domain as soon as possible."""
-        self._agenda.want(uuid, priority)
+        self._work_queue.want(uuid, priority)
 
     def _may_look(self, uuid: str) -> bool:
         return uuid not in self._starts
@@ -252,9 +252,9 @@ class Reconciler:
         """How many looks are due or under way. A change that libvirt has made counts from the moment in which its call returns, since its
         file is written by then. The look that comes later for safety's sake (:meth:`check_later`) does not count."""
         self._files.now()
-        calming = sum(known.calm is not None for known in self.known.values())
+        debounced = sum(known.debounce_timer is not None for known in self.known.values())
         written = self._written + self._files.untold
-        return self._agenda.size + len(self._checks) + written + calming + (self._host_changed is not None)
+        return self._work_queue.size + len(self._checks) + written + debounced + (self._host_changed is not None)
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""
@@ -263,7 +263,7 @@ class Reconciler:
     def check(self, uuid: str) -> None:
         """Look at a domain unless its definition is one that a look has found right."""
         known = self.known.get(uuid)
-        if known is None or uuid in self._agenda or uuid in self._checks:
+        if known is None or uuid in self._work_queue or uuid in self._checks:
             return
         if uuid in self._starts or time.monotonic() - known.settled[1] > SETTLED:
             self.want(uuid, SOMETIME)
@@ -278,7 +278,7 @@ class Reconciler:
             same = False  # a look knows what to do about it
         if not same and self.known.get(uuid) is known:
             known.changed = True
-            self._want_when_calm(uuid, known)
+            self._want_debounced(uuid, known)
 
     async def run(self) -> None:
         """Look at what is wanted, until cancelled."""
@@ -286,34 +286,34 @@ class Reconciler:
 
     async def _worker(self) -> None:
         while True:
-            uuid = await self._agenda.next()
+            uuid = await self._work_queue.next()
             known = self.known.get(uuid)
             try:
                 if known is not None:
                     await self._look(uuid, known)
             finally:
                 self._swept(uuid)
-                self._agenda.done(uuid)
+                self._work_queue.done(uuid)
                 del known  # a worker that waits would keep the connection that the domain is of
 
     async def _look(self, uuid: str, known: Known) -> None:
         if known.contention.remaining():
             return  # what began the pause also set a timer for its end
-        ahead, known.ahead = known.ahead, None
-        flight = self._flights[uuid] = asyncio.get_running_loop().create_future()
+        prefetched, known.prefetched = known.prefetched, None
+        under_way = self._under_way[uuid] = asyncio.get_running_loop().create_future()
 
-        def landed(landing: Optional[Landing]) -> None:
-            if not flight.done():  # nor given up by who waited for it
-                flight.set_result(landing)
+        def on_placed(reconciled: Optional[Reconciled]) -> None:
+            if not under_way.done():  # nor given up by who waited for it
+                under_way.set_result(reconciled)
 
         try:
             change = await self.place(
                 known.domain,
                 by="reconciler",
                 may_define=known.contention.may_define,
-                ahead=ahead,
-                landed=landed,
-                give_way=self._agenda.give_way(uuid),
+                prefetched=prefetched,
+                on_placed=on_placed,
+                give_way=self._work_queue.give_way(uuid),
             )
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN or not await self._in_thread(definition.exists, known.domain):
@@ -334,8 +334,8 @@ class Reconciler:
             elif change.result.reason is Reason.CONTENDED:
                 asyncio.get_running_loop().call_later(known.contention.remaining() + 0.1, self.want, uuid)
         finally:
-            del self._flights[uuid]
-            landed(None)
+            del self._under_way[uuid]
+            on_placed(None)
 
     def _failed(self, uuid: str, known: Known, message: str) -> None:
         self.decisions.failed(uuid, known.domain.name(), message, self.settings.policy, by="reconciler")
@@ -380,13 +380,13 @@ class Reconciler:
         replan: bool = False,
         dry_run: bool = False,
         may_define: Callable[[Callable[[], Addresses]], bool] = lambda found: True,
-        ahead: Optional[Ahead] = None,
-        landed: Callable[[Landing], None] = lambda landing: None,
+        prefetched: Optional[Prefetched] = None,
+        on_placed: Callable[[Reconciled], None] = lambda reconciled: None,
         give_way: Callable[[], object] = lambda: None,
     ) -> Change:
         """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError.
 
-        ``landed`` is called before it is recorded.
+        ``on_placed`` is called before it is recorded.
         """
         uuid = domain.UUIDString()
         async with self.alone(uuid):
@@ -398,9 +398,9 @@ class Reconciler:
                 give_way=give_way,
             )
             began = time.monotonic()
-            with self._listening(uuid) as defined, self._resurrections.watching(uuid) as check_later:
-                change = await self._in_thread(definition.place, domain, job, self._pools, self._definitions, ahead)
-                landed(Landing(change, change.defines == 1 and self._heard[uuid] == 1))
+            with self._counting_own_events(uuid) as defined, self._undefine_races.watching(uuid) as check_later:
+                change = await self._in_thread(definition.place, domain, job, self._pools, self._definitions, prefetched)
+                on_placed(Reconciled(change, change.defines == 1 and self._defined_events[uuid] == 1))
                 if change.changed and not dry_run:
                     defined(change.defines)
                     check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
@@ -414,12 +414,12 @@ class Reconciler:
         A look that is under way is waited for, and is enough if the definition is still what it left.
         """
         uuid = domain.UUIDString()
-        flight = self._flights.get(uuid)
-        if flight is not None:
-            landing = await flight
-            if landing is not None and (landing.newest or await self._in_thread(read, domain) == landing.change.after):
-                return landing.change
-        self._agenda.drop(uuid)  # this look is that look
+        under_way = self._under_way.get(uuid)
+        if under_way is not None:
+            reconciled = await under_way
+            if reconciled is not None and (reconciled.newest or await self._in_thread(read, domain) == reconciled.change.after):
+                return reconciled.change
+        self._work_queue.drop(uuid)  # this look is that look
         try:
             return await self.place(domain, by=by)
         except BaseException:
@@ -427,13 +427,13 @@ class Reconciler:
             raise
 
     @contextmanager
-    def _listening(self, uuid: str) -> Iterator[Callable[[int], None]]:
+    def _counting_own_events(self, uuid: str) -> Iterator[Callable[[int], None]]:
         """While a domain is being placed: which of the definitions that libvirt tells of are our own. Call what this gives with their
         number.
 
         Events do not say who caused them, but each definition causes one; the domain is looked at as soon as there is one more.
         """
-        self._heard[uuid] = 0
+        self._defined_events[uuid] = 0
         ours = 0
 
         def defined(number: int) -> None:
@@ -443,12 +443,12 @@ class Reconciler:
         try:
             yield defined
         finally:
-            heard, known = self._heard.pop(uuid), self.known.get(uuid)
+            told, known = self._defined_events.pop(uuid), self.known.get(uuid)
             if ours and known is not None:
-                known.echoes += max(0, ours - heard)
-                if heard >= ours:
+                known.own_events += max(0, ours - told)
+                if told >= ours:
                     self.check_later(uuid)
-            if heard > ours and known is not None:
+            if told > ours and known is not None:
                 self.want(uuid)
 
     async def revert(self, domain: libvirt.virDomain, *, dry_run: bool, by: str) -> Change:
@@ -456,7 +456,7 @@ class Reconciler:
         uuid = domain.UUIDString()
         async with self.alone(uuid):
             began = time.monotonic()
-            with self._resurrections.watching(uuid) as check_later:
+            with self._undefine_races.watching(uuid) as check_later:
                 change = await self._in_thread(lambda: definition.revert(domain, self._definitions, dry_run=dry_run))
                 if change.changed and not dry_run:
                     check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
@@ -496,7 +496,7 @@ class Reconciler:
 
     def _start_is_over(self, uuid: str) -> None:
         """Do what waited for it."""
-        if uuid in self._agenda:
+        if uuid in self._work_queue:
             self.want(uuid)
 
     async def _is_active(self, uuid: str) -> bool:
@@ -511,7 +511,7 @@ class Reconciler:
         when = "when its start is over" if uuid in self._starts else "next"
         return f"its definition has changed since that was decided; it is looked at {when}"
 
-    def calm(self, uuid: str) -> None:
+    def forget_contention(self, uuid: str) -> None:
         """A person took an interest in the domain: forget that it was contended."""
         if uuid in self.known:
             self.known[uuid].contention = Contention()
@@ -522,10 +522,10 @@ class Reconciler:
 
     def _forget(self, uuid: str) -> None:
         known = self.known.pop(uuid, None)
-        if known is not None and known.calm is not None:
-            known.calm.cancel()
+        if known is not None and known.debounce_timer is not None:
+            known.debounce_timer.cancel()
         self._starts.forget(uuid)
-        self._agenda.drop(uuid)
+        self._work_queue.drop(uuid)
         self._swept(uuid)
         self.decisions.forget(uuid)
 

@@ -25,13 +25,13 @@ Events = List[Tuple[int, int]]
 
 Undefine = Callable[[], Awaitable[bool]]
 
-_RESURRECTED = [
+_CAME_BACK = [
     (libvirt.VIR_DOMAIN_EVENT_UNDEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED_REMOVED),
     (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_DEFINED_ADDED),
 ]
 
 
-class Resurrections:
+class UndefineRaces:
     """Watches what libvirt says about domains while they are being defined here. Lives in the event loop."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Resurrections:
     async def _check(self, uuid: str, events: Events, undefine: Undefine, guessing: bool) -> None:
         try:
             await asyncio.sleep(EVENTS_TAKE)
-            if (events if guessing else events[-2:]) == _RESURRECTED and await undefine():
+            if (events if guessing else events[-2:]) == _CAME_BACK and await undefine():
                 log.info("undefined again: somebody undefined the domain while it was being placed", uuid=uuid)
         except libvirt.libvirtError as error:
             log.warning("a domain that was undefined may be back", uuid=uuid, error=error.get_error_message())

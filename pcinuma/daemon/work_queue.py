@@ -1,7 +1,7 @@
-"""The agenda: which domains are to be looked at, in what order, and who gives way to whom. It knows nothing of libvirt.
+"""The work queue: which domains are to be looked at, in what order, and who gives way to whom. It knows nothing of libvirt.
 
 A domain is on it at most once, and is given out to one worker at a time. One with an event comes before those of a sweep; and a look
-without an event, when it is under way already, waits a moment (:meth:`Agenda.give_way`) for those with one: two looks at once share the
+without an event, when it is under way already, waits a moment (:meth:`WorkQueue.give_way`) for those with one: two looks at once share the
 processor, and a client may start the domain of one of them a few milliseconds after its define.
 """
 
@@ -17,7 +17,7 @@ GIVES_WAY = 0.02
 """Seconds that a look without an event waits at most, each time, for one with an event."""
 
 
-class Agenda:
+class WorkQueue:
     """Lives in the event loop, but for what :meth:`give_way` returns. ``may_look``: whether a domain may be looked at now; one that may not
     stays wanted until :meth:`want` is called again."""
 

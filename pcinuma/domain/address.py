@@ -20,7 +20,7 @@ _USUAL: dict[Optional[str], int] = {
 _ORIGINAL = frozenset((*_NUMBERS, "multifunction"))
 
 
-class Spot(NamedTuple):
+class Location(NamedTuple):
     """What an ``<address>`` says. ``kind``: its type. ``address``: None where it is of another type than ``pci``, or empty.
 
     ``text``: the address as sysfs spells it. ``original``: the attributes that pcinuma's metadata keeps of it, as they stand.
@@ -33,7 +33,7 @@ class Spot(NamedTuple):
     multifunction: bool
 
 
-NOWHERE = Spot(None, None, "", (), False)
+NOWHERE = Location(None, None, "", (), False)
 
 
 def number(text: Optional[str], what: str) -> int:
@@ -61,23 +61,23 @@ def attributes_of(element: etree._Element) -> Attributes:
     return tuple(element.items())  # type: ignore[arg-type]  # lxml-stubs has bytes in it
 
 
-def read_spot(element: Optional[etree._Element], what: str) -> Spot:
+def read_location(element: Optional[etree._Element], what: str) -> Location:
     """What a guest's ``<address>`` says; NOWHERE if it is missing. Raises DomainError naming ``what``."""
     if element is None:
         return NOWHERE
     try:
-        return _spot(attributes_of(element))
+        return _location(attributes_of(element))
     except DomainError as error:
         raise DomainError(error.what, subject=f"{what}{error.subject or ''}") from None
 
 
-def read_host_address(element: Optional[etree._Element], what: str) -> Spot:
+def read_host_address(element: Optional[etree._Element], what: str) -> Location:
     """What an ``<address>`` in a ``<source>`` says, which is a PCI address whatever its type. Raises DomainError naming ``what``."""
-    spot = read_spot(element, what)
-    if element is None or spot.kind in (None, "pci"):
-        return spot
+    location = read_location(element, what)
+    if element is None or location.kind in (None, "pci"):
+        return location
     untyped = etree.Element("address", {name: value for name, value in attributes_of(element) if name != "type"})
-    return read_spot(untyped, what)
+    return read_location(untyped, what)
 
 
 def original_attributes(attributes: Attributes) -> Attributes:
@@ -86,15 +86,15 @@ def original_attributes(attributes: Attributes) -> Attributes:
 
 
 @remembered
-def _spot(attributes: Attributes) -> Spot:
+def _location(attributes: Attributes) -> Location:
     values = dict(attributes)
     kind = values.get("type")
     original = original_attributes(attributes)
     if kind not in (None, "pci"):
-        return Spot(kind, None, "", original, False)
+        return Location(kind, None, "", original, False)
     address = PciAddress(*(number(values.get(name, "0"), f": {name}") for name in _NUMBERS))
     if address.bus > 255 or address.slot > 31 or address.function > 7:
         raise DomainError(f"{address} is no PCI address")
     if not any(address) and not any(name in values for name in _NUMBERS[1:]):
-        return Spot(kind, None, "", original, False)  # libvirt has yet to choose
-    return Spot(kind, address, str(address), original, values.get("multifunction") == "on")
+        return Location(kind, None, "", original, False)  # libvirt has yet to choose
+    return Location(kind, address, str(address), original, values.get("multifunction") == "on")

@@ -17,7 +17,7 @@ from lxml import etree
 
 from pcinuma.domain.passthrough import Named
 from pcinuma.domain.xml import Parts
-from pcinuma.model import Form, Given
+from pcinuma.model import AttachedAs, Form
 
 _MODELS = ("virtio", "virtio-non-transitional")
 
@@ -37,9 +37,9 @@ def read_backed(element: etree._Element, parts: Parts) -> Optional[Named]:
         bus = target.get("bus", "virtio" if name.startswith("vd") else "") if target is not None else ""
         if bus != "virtio" or element.get("device", "disk") not in ("disk", "lun") or element.get("model", "virtio") not in _MODELS:
             return None
-        return Named(f"{name}@{behind}", Form.BLOCK_DISK, None, behind, Given.PCI, None)
+        return Named(f"{name}@{behind}", Form.BLOCK_DISK, None, behind, AttachedAs.PCI, None)
     model, mac = parts.get("model"), parts.get("mac")
     if model is None or model.get("type") not in _MODELS:
         return None
     name = mac.get("address", "").lower() if mac is not None else ""
-    return Named(f"{name}@{behind}", Form.DIRECT_INTERFACE, None, behind, Given.PCI, None)
+    return Named(f"{name}@{behind}", Form.DIRECT_INTERFACE, None, behind, AttachedAs.PCI, None)

@@ -52,7 +52,7 @@ _RESERVE = ("io-reserve", "mem-reserve", "pref32-reserve", "pref64-reserve", "bu
 _Pairs = list[tuple[str, str]]
 
 
-class Handed(NamedTuple):
+class CommandlineDevices(NamedTuple):
     """``argument``: the first by which QEMU is handed a PCI device or a bus, None if there is none. ``occupied``: where devices of
     ``<qemu:commandline>`` sit on PCI controllers that the domain has."""
 
@@ -60,17 +60,17 @@ class Handed(NamedTuple):
     occupied: tuple[PciAddress, ...]
 
 
-NOTHING = Handed(None, ())
+NOTHING = CommandlineDevices(None, ())
 
 
-class Place(NamedTuple):
+class OverriddenAddress(NamedTuple):
     """What ``<qemu:override>`` says of a device: the index of a PCI controller, and slot and function; None where it does not."""
 
     bus: Optional[int]
-    seat: Optional[tuple[int, int]]
+    slot_function: Optional[tuple[int, int]]
 
 
-def read_commandline(arguments: Sequence[str], on_x86: bool, owners: Iterable[int]) -> Handed:
+def read_commandline(arguments: Sequence[str], on_x86: bool, owners: Iterable[int]) -> CommandlineDevices:
     """What ``arguments`` hand to QEMU. ``owners``: the indexes of PCI controllers that are there and not pcinuma's."""
     reader = _Reader(on_x86, frozenset(owners))
     option = ""
@@ -79,13 +79,13 @@ def read_commandline(arguments: Sequence[str], on_x86: bool, owners: Iterable[in
         name = name[1:] if name[:1] == "-" else name
         if not argument.startswith("-"):
             if not option and argument and not on_x86:
-                return Handed(shortened_argument(argument), ())  # a disk image, on the machine's own kind of bus
+                return CommandlineDevices(shortened_argument(argument), ())  # a disk image, on the machine's own kind of bus
             option = ""
             continue
         option = name
-        if reader.hands(name, value):
-            return Handed(shortened_argument(f"{argument} {value}" if name not in _WITHOUT_VALUE else argument), ())
-    return Handed(None, tuple(reader.occupied))
+        if reader.adds_pci(name, value):
+            return CommandlineDevices(shortened_argument(f"{argument} {value}" if name not in _WITHOUT_VALUE else argument), ())
+    return CommandlineDevices(None, tuple(reader.occupied))
 
 
 def shortened_argument(text: str) -> str:
@@ -93,12 +93,12 @@ def shortened_argument(text: str) -> str:
     return text if len(text) <= 120 else shortened(text)
 
 
-def overridden_places(override: etree._Element) -> dict[str, Place]:
+def overridden_addresses(override: etree._Element) -> dict[str, OverriddenAddress]:
     """By alias, the devices whose bus or address ``<qemu:override>`` sets, and where to (libvirt, ``docs/drvqemu.rst``)."""
-    found: dict[str, Place] = {}
+    found: dict[str, OverriddenAddress] = {}
     for device in override.iterchildren(f"{NAMESPACE}device"):
         bus: Optional[int] = None
-        seat: Optional[tuple[int, int]] = None
+        slot_function: Optional[tuple[int, int]] = None
         sets = False
         for part in device.iterchildren(f"{NAMESPACE}frontend"):
             for setting in part.iterchildren(f"{NAMESPACE}property"):
@@ -108,9 +108,9 @@ def overridden_places(override: etree._Element) -> dict[str, Place]:
                     bus = _index(value)
                 elif name == "addr":
                     numeric = setting.get("type") in ("signed", "unsigned") and value.isdecimal() and len(value) < 4
-                    seat = divmod(int(value), 8) if numeric else _seat(value)
+                    slot_function = divmod(int(value), 8) if numeric else _slot_function(value)
         if sets:
-            found[device.get("alias", "")] = Place(bus, seat)
+            found[device.get("alias", "")] = OverriddenAddress(bus, slot_function)
     return found
 
 
@@ -125,9 +125,9 @@ def aliases_of(devices: Iterable[etree._Element], pools: frozenset[str]) -> Iter
     numbers = {"hostdev": 0, "net": 0}
     for element in elements:
         alias = child(element, "alias")
-        given = alias.get("name", "") if alias is not None else ""
-        if given.startswith("ua-"):
-            yield element, given
+        name = alias.get("name", "") if alias is not None else ""
+        if name.startswith("ua-"):
+            yield element, name
             continue
         if element.tag == "disk":
             target = child(element, "target")
@@ -155,7 +155,7 @@ class _Reader:
         self.owners = owners
         self.occupied: list[PciAddress] = []
 
-    def hands(self, name: str, value: str) -> bool:
+    def adds_pci(self, name: str, value: str) -> bool:
         if name == "device":
             return self._device(value)
         test = _OPTIONS.get(name)
@@ -178,10 +178,10 @@ class _Reader:
         (bus,) = buses
         if bus.rstrip("0123456789").rstrip(".").rstrip("0123456789") in _OTHER_BUSES:
             return False
-        index, seat = _index(bus), _seat(addresses[0] if addresses else "0")
-        if not index or index not in self.owners or seat is None:
+        index, slot_function = _index(bus), _slot_function(addresses[0] if addresses else "0")
+        if not index or index not in self.owners or slot_function is None:
             return True
-        self.occupied.append(PciAddress(0, index, *seat))
+        self.occupied.append(PciAddress(0, index, *slot_function))
         return False
 
 
@@ -191,7 +191,7 @@ def _index(bus: str) -> Optional[int]:
     return int(number) if kind in ("pci", "pcie") and number.isascii() and number.isdecimal() and len(number) < 4 else None
 
 
-def _seat(text: str) -> Optional[tuple[int, int]]:
+def _slot_function(text: str) -> Optional[tuple[int, int]]:
     """Slot and function of an ``addr`` property, which QEMU reads as hexadecimal (``set_pci_devfn``)."""
     slot, _, function = text.partition(".")
     try:

@@ -1,7 +1,7 @@
 """Edits of a domain's XML: carry out a plan, or take pcinuma's placement back out. Nothing else is touched.
 
-What may change is invariant 3 of the design: controllers that pcinuma created, guest addresses of passthrough devices (and of a stranger on
-one of our ports), and pcinuma's metadata element.
+What may change is invariant 3 of the design: controllers that pcinuma created, guest addresses of passthrough devices (and of a foreign
+device on one of our ports), and pcinuma's metadata element.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of
 from pcinuma.domain.ownership import removable
 from pcinuma.domain.read import Elements
-from pcinuma.domain.usable_address import Seats, takes_devices
+from pcinuma.domain.usable_address import UsableAddresses, takes_devices
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
 from pcinuma.model import Controller, Domain, Original, Placement
 from pcinuma.plan import Plan
@@ -45,8 +45,8 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
         remove(elements.controllers[index])
     if plan.add and devices is not None:
         _add_controllers(document, devices, plan.add)
-    for old, seat in plan.strangers:
-        set_address(elements.others[old], seat, None)
+    for old, new in plan.foreign_moves:
+        set_address(elements.others[old], new, None)
     for move in plan.moves:
         set_address(elements.devices[move.source], move.address, move.multifunction, elements.addresses.get(move.source))
     metadata.write_placement(document, plan.placement)
@@ -88,16 +88,16 @@ def _restore_addresses(domain: Domain, elements: Elements, back: list[Original],
     controllers = {index: controller for index, controller in domain.controllers.items() if index not in gone}
     taken = {c.address: c.multifunction for c in controllers.values() if c.address is not None}
     taken.update({address: address in domain.multifunction for address in others})
-    seats = Seats(taken)
+    usable = UsableAddresses(taken)
     highest = max(domain.controllers, default=0)
     for entry in sorted(back, key=lambda e: (metadata.original_address(e) or NO_ADDRESS).function):
         address = metadata.original_address(entry)
         if address is not None and not takes_devices(address, controllers):
             libvirts = address.bus in gone or (address.bus not in controllers and 0 < address.bus < highest)  # it adds a port there
             address = address if libvirts and address.slot == 0 else None
-        if address is not None and seats.admit(address, metadata.says_several(entry)):
+        if address is not None and usable.admit(address, metadata.says_several(entry)):
             restore_address(elements.devices[entry.source], entry)
-            seats.take(address, True)
+            usable.take(address, True)
         else:
             set_address(elements.devices[entry.source], None, None)
 
@@ -115,12 +115,12 @@ def set_address(
     if present is None:
         present = etree.Element("address")
         append(element, present)
-    stands = dict(attributes_of(present))
-    if len(stands) > 5 or len(present):
+    present_attributes = dict(attributes_of(present))
+    if len(present_attributes) > 5 or len(present):
         _clear(present)
-        stands = dict(attributes_of(present))
+        present_attributes = dict(attributes_of(present))
     for name, value in _spelled(address, multifunction):
-        if stands.get(name) != value:
+        if present_attributes.get(name) != value:
             present.set(name, value)
 
 

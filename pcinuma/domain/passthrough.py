@@ -13,7 +13,7 @@ from pcinuma.address import PciAddress
 from pcinuma.domain.address import read_host_address
 from pcinuma.domain.xml import Parts, child
 from pcinuma.errors import DomainError
-from pcinuma.model import Form, Given
+from pcinuma.model import AttachedAs, Form
 
 
 class Named(NamedTuple):
@@ -23,7 +23,7 @@ class Named(NamedTuple):
     form: Form
     host: Optional[PciAddress]
     name: Optional[str]
-    given: Given
+    attached_as: AttachedAs
     problem: Optional[str]
 
 
@@ -44,20 +44,20 @@ def read_passthrough(element: etree._Element, parts: Parts, pools: frozenset[str
         if kind == "hostdev":
             return _at_host_address(tag, parts, Form.INTERFACE_HOSTDEV)
         if kind == "vdpa":
-            return _vdpa(tag, parts, Given.PCI)
+            return _vdpa(tag, parts, AttachedAs.PCI)
         if kind == "network":
             return _pool(parts, pools)
         return None
     target = parts.get("target")
     on_virtio = target is not None and target.get("bus", "virtio") == "virtio"
-    given = Given.PCI if on_virtio else Given.NOT_PCI
+    attached_as = AttachedAs.PCI if on_virtio else AttachedAs.NOT_PCI
     if kind == "nvme":
         disk = _at_host_address(tag, parts, Form.NVME_DISK)
         source = parts.get("source")
         namespace = source.get("namespace", "1") if source is not None else "1"
-        return disk._replace(source=f"{disk.source}#{namespace}", given=given)
+        return disk._replace(source=f"{disk.source}#{namespace}", attached_as=attached_as)
     if kind == "vhostvdpa":
-        return _vdpa(tag, parts, given)
+        return _vdpa(tag, parts, attached_as)
     return None
 
 
@@ -71,23 +71,23 @@ def _at_host_address(tag: str, parts: Parts, form: Form) -> Named:
     except DomainError:
         assert address is not None
         raw = "{}:{}:{}.{}".format(*(address.get(name, "0") for name in ("domain", "bus", "slot", "function")))
-        return Named(raw, form, None, None, Given.PCI, f"{raw}: is no PCI address of a host device")
+        return Named(raw, form, None, None, AttachedAs.PCI, f"{raw}: is no PCI address of a host device")
     if host.address is None:
-        return Named("?", form, None, None, Given.PCI, f"<{tag}> names no host address")
-    return Named(host.text, form, host.address, None, Given.PCI, None)
+        return Named("?", form, None, None, AttachedAs.PCI, f"<{tag}> names no host address")
+    return Named(host.text, form, host.address, None, AttachedAs.PCI, None)
 
 
 def _mdev(parts: Parts) -> Named:
     source = parts.get("source")
     address = child(source, "address") if source is not None else None
     uuid = address.get("uuid", "") if address is not None else ""
-    return Named(uuid.lower() or "mdev", Form.MDEV, None, uuid.lower(), Given.PCI, None if uuid else "a mediated device without uuid")
+    return Named(uuid.lower() or "mdev", Form.MDEV, None, uuid.lower(), AttachedAs.PCI, None if uuid else "a mediated device without uuid")
 
 
-def _vdpa(tag: str, parts: Parts, given: Given) -> Named:
+def _vdpa(tag: str, parts: Parts, attached_as: AttachedAs) -> Named:
     source = parts.get("source")
     path = source.get("dev", "") if source is not None else ""
-    return Named(path or "?", Form.VDPA, None, path, given, None if path else f"<{tag}> names no vDPA device")
+    return Named(path or "?", Form.VDPA, None, path, attached_as, None if path else f"<{tag}> names no vDPA device")
 
 
 def _pool(parts: Parts, pools: frozenset[str]) -> Optional[Named]:
@@ -96,4 +96,4 @@ def _pool(parts: Parts, pools: frozenset[str]) -> Optional[Named]:
     if network not in pools:
         return None
     address = mac.get("address", "").lower() if mac is not None else ""
-    return Named(f"{network}#{address}", Form.NETWORK_POOL, None, network, Given.PCI, None)
+    return Named(f"{network}#{address}", Form.NETWORK_POOL, None, network, AttachedAs.PCI, None)

@@ -15,16 +15,16 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
-from pcinuma.domain.address import attributes_of, number, read_spot, shortened
+from pcinuma.domain.address import attributes_of, number, read_location, shortened
 from pcinuma.domain.aperture import read_firmware
-from pcinuma.domain.commandline import NAMESPACE, NOTHING, Handed, aliases_of, overridden_places, read_commandline
+from pcinuma.domain.commandline import NAMESPACE, NOTHING, CommandlineDevices, aliases_of, overridden_addresses, read_commandline
 from pcinuma.domain.ownership import as_made
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.slots import implied_devices, wants_slot
 from pcinuma.domain.xml import Document, Parts, child, parts_of
 from pcinuma.errors import DomainError
-from pcinuma.model import Controller, Domain, Given, MachineKind, Passthrough
+from pcinuma.model import AttachedAs, Controller, Domain, MachineKind, Passthrough
 from pcinuma.ranges import HIGHEST, Ranges, parse_spans
 from pcinuma.settings import Policy
 
@@ -118,28 +118,28 @@ class _Reader:
             self._devices(devices, machine, pools)
         cells = self._cells()
         placement = None if own.placement is None else as_made(own.placement, self.controllers, machine)
-        handed = self._commandline(placement.controllers if placement is not None else ())
+        from_commandline = self._commandline(placement.controllers if placement is not None else ())
         overridden, elsewhere = self._overridden(pools)
         domain = Domain(
             name=self._text("name"),
             uuid=self._text("uuid") or None,
             machine=machine,
             machine_name=machine_name,
-            blind=self._blind(),
+            without_acpi=self._without_acpi(),
             cells=cells,
             memnodes=self._memnodes(cells),
             memory=self._memory(),
             pins=self._pins(cells),
             controllers=self.controllers,
             devices=tuple(self.devices),
-            others=(*self.others, *handed.occupied, *elsewhere),
+            others=(*self.others, *from_commandline.occupied, *elsewhere),
             multifunction=frozenset(self.multifunction),
             unaddressed=self.unaddressed,
             policy=own.policy,
             group_by=own.group_by,
             keep=own.keep,
             placement=placement,
-            commandline_pci=handed.argument,
+            commandline_pci=from_commandline.argument,
             overridden=overridden,
             root_iommu=self.root_iommu,
             firmware=read_firmware(self.root, self.top.get("os"), self.system),
@@ -196,12 +196,12 @@ class _Reader:
                 if passthrough is not None:
                     self._passthrough(element, parts.get("address"), passthrough)
                     continue
-                spot = read_spot(parts.get("address"), f"<{tag}>")
-                if spot.address is not None and spot.kind == "pci":
-                    self.others[spot.address] = element
-                    if spot.multifunction:
-                        self.multifunction.add(spot.address)
-                elif spot.kind in (None, "pci") and wants_slot(element):
+                location = read_location(parts.get("address"), f"<{tag}>")
+                if location.address is not None and location.kind == "pci":
+                    self.others[location.address] = element
+                    if location.multifunction:
+                        self.multifunction.add(location.address)
+                elif location.kind in (None, "pci") and wants_slot(element):
                     self.unaddressed += 1
             except DomainError as error:
                 self._trouble(error)
@@ -226,32 +226,32 @@ class _Reader:
         if target is not None and len(target):
             node_text = target.findtext("node")
             node = None if node_text is None else number(node_text.strip(), f"PCI controller {index}: node")
-        spot = read_spot(parts.get("address"), f"PCI controller {index}")
-        address = spot.address if spot.kind == "pci" else None
+        location = read_location(parts.get("address"), f"PCI controller {index}")
+        address = location.address if location.kind == "pci" else None
         bus_nr, chassis, target_index, hotplug = numbers
-        multifunction = address is not None and spot.multifunction
+        multifunction = address is not None and location.multifunction
         self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
         self.controller_elements[index] = element
 
     def _passthrough(self, element: etree._Element, address_element: Optional[etree._Element], named: Named) -> None:
-        source, form, host, name, given, problem = named
+        source, form, host, name, attached_as, problem = named
         address: Optional[PciAddress] = None
         original: Attributes = ()
         try:
-            spot = read_spot(address_element, source)
-            if spot.kind not in (None, "pci"):
-                given = Given.UNASSIGNED if spot.kind == "unassigned" else Given.NOT_PCI
-            elif given is Given.PCI:
-                address, original = spot.address, spot.original
-                if address is not None and spot.multifunction:
+            location = read_location(address_element, source)
+            if location.kind not in (None, "pci"):
+                attached_as = AttachedAs.UNASSIGNED if location.kind == "unassigned" else AttachedAs.NOT_PCI
+            elif attached_as is AttachedAs.PCI:
+                address, original = location.address, location.original
+                if address is not None and location.multifunction:
                     self.multifunction.add(address)
         except DomainError as error:
-            problem = error.sentence() if given is Given.PCI else problem
+            problem = error.sentence() if attached_as is AttachedAs.PCI else problem
         if source in self.device_elements:
             problem = f"{source}: the domain names this device twice"
         if problem is not None:
             self.problem = self.problem or problem
-        self.devices.append(Passthrough(source, form, host, name, address, original, given, problem))
+        self.devices.append(Passthrough(source, form, host, name, address, original, attached_as, problem))
         if source not in self.device_elements:
             self.device_elements[source] = element
             if address_element is not None:
@@ -267,7 +267,7 @@ class _Reader:
         known = named.source in self.recorded or f"@{named.name}" in self.recorded
         return named if self.near_backing or known else None
 
-    def _blind(self) -> bool:
+    def _without_acpi(self) -> bool:
         """Whether the guest boots by a device tree. Measured: Linux on aarch64 then sees nothing of what is below an expander bus."""
         kind = self.system.get("type")
         if kind is None or kind.get("arch") not in _MACHINES_OF_VIRT:
@@ -350,7 +350,7 @@ class _Reader:
             self._trouble(error)
             return None
 
-    def _commandline(self, ours: Sequence[int]) -> Handed:
+    def _commandline(self, ours: Sequence[int]) -> CommandlineDevices:
         arguments = [argument.get("value", "") for argument in self._under(f"{NAMESPACE}commandline", f"{NAMESPACE}arg")]
         if not arguments:
             return NOTHING
@@ -361,24 +361,24 @@ class _Reader:
     def _overridden(self, pools: frozenset[str]) -> tuple[frozenset[str], list[PciAddress]]:
         """The sources of devices whose place ``<qemu:override>`` decides, and where whatever it moves comes to sit."""
         override, devices = self.top.get(f"{NAMESPACE}override"), self.top.get("devices")
-        places = overridden_places(override) if override is not None else {}
-        if not places or devices is None:
+        overridden_to = overridden_addresses(override) if override is not None else {}
+        if not overridden_to or devices is None:
             return frozenset(), []
         named = {alias: element for element, alias in aliases_of(devices, pools)}
         sources = {element: source for source, element in self.device_elements.items()}
         addresses = {device.source: device.address for device in self.devices}
         addresses_of_others = {element: address for address, element in self.others.items()}
         found, occupied = set(), []
-        for alias, (bus, seat) in places.items():
+        for alias, (bus, slot_function) in overridden_to.items():
             element = named.get(alias)
             source = sources.get(element) if element is not None else None
             was = addresses.get(source) if source is not None else addresses_of_others.get(element) if element is not None else None
             if source is not None:
                 found.add(source)
             bus = was.bus if bus is None and was is not None else bus
-            seat = (was.slot, was.function) if seat is None and was is not None else seat
-            if seat is not None and bus is not None and (bus == 0 or bus in self.controllers):
-                occupied.append(PciAddress(0, bus, *seat))
+            slot_function = (was.slot, was.function) if slot_function is None and was is not None else slot_function
+            if slot_function is not None and bus is not None and (bus == 0 or bus in self.controllers):
+                occupied.append(PciAddress(0, bus, *slot_function))
         return frozenset(found), occupied
 
 

@@ -19,7 +19,7 @@ _OURS = f"{NAMESPACE} pcinuma"
 _FIRST_PIECE = 512
 
 
-class Glance(NamedTuple):
+class Summary(NamedTuple):
     """``name`` is empty and ``uuid`` None where the XML has none; ``owner``: the policy in the metadata, None if it means nothing."""
 
     name: str
@@ -27,14 +27,14 @@ class Glance(NamedTuple):
     owner: Optional[Policy]
 
 
-def mentions_us(xml: bytes) -> bool:
-    """Whether the XML may have metadata of ours; without, nobody wished or placed anything."""
+def mentions_pcinuma(xml: bytes) -> bool:
+    """Whether the XML may have metadata of ours; without, nobody asked for or placed anything."""
     return NAMESPACE.encode() in xml
 
 
-def glance(xml: bytes) -> Glance:
+def summarise(xml: bytes) -> Summary:
     """Look at a domain's XML. Raises UnusableInput for what is none, as far as it looks."""
-    reader = _Reader(mentions_us(xml))
+    reader = _Reader(mentions_pcinuma(xml))
     try:
         start, end = 0, _FIRST_PIECE
         while start < len(xml):
@@ -45,7 +45,7 @@ def glance(xml: bytes) -> Glance:
         reader.parser.Parse(b"", True)
     except (ExpatError, ValueError):  # a DTD, an encoding that only lxml knows, or no XML, which it says better
         domain = parse_domain(xml)
-        return Glance(domain.name, domain.uuid, domain.policy)
+        return Summary(domain.name, domain.uuid, domain.policy)
     return reader.found()
 
 
@@ -63,13 +63,13 @@ class _Reader:
     def done(self) -> bool:
         return not self._look_for_policy and len(self._texts) == 2 and self.parser.CharacterDataHandler is None
 
-    def found(self) -> Glance:
+    def found(self) -> Summary:
         name, uuid = ("".join(self._texts.get(tag, ())).strip() for tag in ("name", "uuid"))
         try:
             owner = Policy(self._policy) if self._policy is not None else None
         except ValueError:
             owner = None  # the engine says what is wrong with it
-        return Glance(name, uuid or None, owner)
+        return Summary(name, uuid or None, owner)
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         path = self._path

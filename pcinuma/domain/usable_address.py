@@ -25,7 +25,7 @@ def takes_devices(address: PciAddress, controllers: Mapping[int, Controller]) ->
     return controller.model not in _TAKE_NO_DEVICE and (address.slot > 0 or controller.model == "pci-expander-bus")
 
 
-class Seats:
+class UsableAddresses:
     """The guest addresses in use, and which of those in function 0 say that their slot has more functions."""
 
     def __init__(self, taken: Mapping[PciAddress, bool]) -> None:

@@ -1,9 +1,9 @@
-"""What stands of a placed domain: which units sit where they belong, and what each of pcinuma's expanders stands for.
+"""The existing placement of a domain: which units sit where they belong, and what each of pcinuma's expanders stands for.
 
 An expander stands for one (cell, root complex). The metadata does not say which; its occupants do: the commonest place among those whose
 cell is the expander's node, and where none is (the owner swapped the mapping), the commonest place, and the expander's node is set anew
-without moving anybody. Likewise a guest switch stands for the host switch that most of its occupants sit below. An empty expander
-stands for nothing until something is seated there (:meth:`Standing.claim`): from then on, in the same plan too, it is that place's alone.
+without moving anybody. Likewise a guest switch stands for the host switch that most of its occupants sit below. An empty expander stands
+for nothing until something is placed there (:meth:`ExistingPlacement.claim`): from then on, in the same plan too, it is that place's alone.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ _STAYING = (Reason.KEPT, Reason.QEMU_OVERRIDE, Reason.POOL_UNRESOLVED, Reason.BA
 _T = TypeVar("_T", bound=Hashable)
 
 
-class Key(NamedTuple):
+class Locality(NamedTuple):
     """What one expander stands for; ``root_complex`` is None under ``group-by node`` and where the host does not tell."""
 
     cell: int
     root_complex: Optional[str]
 
 
-def key_of(target: Target, grouping: GroupBy) -> Key:
-    """The key of the expander that a target belongs below."""
-    return Key(target.cell, None if grouping is GroupBy.NODE else target.root_complex)
+def locality_of(target: Target, grouping: GroupBy) -> Locality:
+    """The locality of the expander that a target belongs below."""
+    return Locality(target.cell, None if grouping is GroupBy.NODE else target.root_complex)
 
 
 def must_stay(unit: Unit) -> bool:
@@ -43,12 +43,12 @@ def must_stay(unit: Unit) -> bool:
     return unit.target is None and (unit.reason in _STAYING or unit.reason is None)
 
 
-class Standing:
+class ExistingPlacement:
     """The state of a domain with respect to its own placement.
 
     ``right``: units that stay. ``wrong``: units on an expander of ours that is not theirs, or is no more. ``leaving``: units there that
-    belong nowhere now. ``newcomers``: units with a target that are not on one of ours. ``others``: the rest. ``below``: sources of the
-    devices below one of ours; ``at_home``: of all that are where pcinuma put them, so that what is recorded of them is true.
+    belong nowhere now. ``new_units``: units with a target that are not on one of ours. ``others``: the rest. ``below``: sources of the
+    devices below one of ours; ``as_placed``: of all that are where pcinuma put them, so that what is recorded of them is true.
     """
 
     def __init__(
@@ -60,44 +60,44 @@ class Standing:
         listed = placement.controllers if placement else ()
         self.ours = frozenset(listed).difference(withdrawn)
         self.originals: dict[str, Original] = {entry.source: entry for entry in (placement.devices if placement else ())}
-        self.relabelled: dict[int, int] = {}
+        self.set_node: dict[int, int] = {}
         self.right: list[Unit] = []
         self.wrong: list[Unit] = []
         self.leaving: list[Unit] = []
-        self.newcomers: list[Unit] = []
+        self.new_units: list[Unit] = []
         self.others: list[Unit] = []
         self.mirrors: dict[int, str] = {}
         self._guest_chains: dict[int, list[tuple[int, int]]] = {}
-        self._stands_for: dict[int, Optional[Key]] = {}
+        self._stands_for: dict[int, Optional[Locality]] = {}
         self._empty: dict[int, int] = {}
-        homes: dict[int, list[Unit]] = {}
+        by_expander: dict[int, list[Unit]] = {}
         below: list[str] = []
         for unit in units:
             bus = unit.address.bus if unit.address is not None else None
-            home = layout.expander_of(bus) if bus is not None else None
+            expander = layout.expander_of(bus) if bus is not None else None
             if bus in withdrawn:
                 (self.leaving if unit.target is None else self.wrong).append(unit)
                 below += [device.source for device in unit.devices]
-            elif home is not None and home in self.ours:
-                homes.setdefault(home, []).append(unit)
+            elif expander is not None and expander in self.ours:
+                by_expander.setdefault(expander, []).append(unit)
                 below += [device.source for device in unit.devices]
             elif unit.target is not None:
-                self.newcomers.append(unit)
+                self.new_units.append(unit)
             else:
                 self.others.append(unit)
         self.below = frozenset(below)
-        self.at_home = self.below
+        self.as_placed = self.below
         if placement is not None:
-            own, seats = frozenset(listed), {domain.controllers[index].address for index in listed} - {None}
-            elsewhere = [device for unit in (*self.newcomers, *self.others) for device in unit.devices]
-            self.at_home = self.below.union([d.source for d in elsewhere if self._put_there(d.source, d.address, own, seats)])
+            own, slots = frozenset(listed), {domain.controllers[index].address for index in listed} - {None}
+            elsewhere = [device for unit in (*self.new_units, *self.others) for device in unit.devices]
+            self.as_placed = self.below.union([d.source for d in elsewhere if self._put_there(d.source, d.address, own, slots)])
         for expander in sorted(self.ours):
             if layout.is_expander(layout.controllers[expander]):
-                self._judge(expander, homes.get(expander, []), grouping)
+                self._classify(expander, by_expander.get(expander, []), grouping)
                 node = layout.controllers[expander].node
                 if domain.cells and node is not None and node not in domain.cells:
-                    self._relabel(expander, min(domain.cells))  # its cell is gone, and libvirt refuses a node that is not there
-        self._relatives = [unit for unit in self.right if unit.target is not None]
+                    self._set_node(expander, min(domain.cells))  # its cell is gone, and libvirt refuses a node that is not there
+        self._right_with_target = [unit for unit in self.right if unit.target is not None]
 
     def _put_there(self, source: str, address: Optional[PciAddress], listed: Container[int], ours: Container[Optional[PciAddress]]) -> bool:
         """Whether a device is on a controller of ours, or elsewhere since one of ours has its old slot."""
@@ -110,21 +110,21 @@ class Standing:
         entry = self.originals.get(source)
         return None if entry is None else original_address(entry)
 
-    def expanders_for(self, key: Key) -> list[int]:
+    def expanders_for(self, locality: Locality) -> list[int]:
         """pcinuma's expanders for a place: those that stand for it, then empty ones of its cell."""
-        standing = [expander for expander, stands_for in sorted(self._stands_for.items()) if stands_for == key]
-        return standing + [expander for expander, cell in sorted(self._empty.items()) if cell == key.cell]
+        occupied = [expander for expander, stands_for in sorted(self._stands_for.items()) if stands_for == locality]
+        return occupied + [expander for expander, cell in sorted(self._empty.items()) if cell == locality.cell]
 
-    def claim(self, expander: int, key: Key) -> None:
-        """Say that something that belongs to ``key`` was seated below ``expander``."""
+    def claim(self, expander: int, locality: Locality) -> None:
+        """Say that something that belongs to ``locality`` was placed below ``expander``."""
         if self._empty.pop(expander, None) is not None:
-            self._stands_for[expander] = key
+            self._stands_for[expander] = locality
 
-    def has_relative(self, unit: Unit, expanders: list[int]) -> bool:
+    def shares_switch(self, unit: Unit, expanders: list[int]) -> bool:
         """Whether the host has a switch at which ``unit`` branches from a unit that stays below one of ``expanders``."""
         return any(
             branching(unit.chain, other.chain)
-            for other in self._relatives
+            for other in self._right_with_target
             if other.address is not None and self.layout.expander_of(other.address.bus) in expanders
         )
 
@@ -157,16 +157,16 @@ class Standing:
         self._guest_chains[port] = pairs[::-1]
         return self._guest_chains[port]
 
-    def _judge(self, expander: int, members: list[Unit], grouping: GroupBy) -> None:
+    def _classify(self, expander: int, members: list[Unit], grouping: GroupBy) -> None:
         node = self.layout.controllers[expander].node
-        keys = [key_of(unit.target, grouping) for unit in members if unit.target is not None]
-        here = [key for key in keys if key.cell == node]
+        localities = [locality_of(unit.target, grouping) for unit in members if unit.target is not None]
+        here = [locality for locality in localities if locality.cell == node]
         stands_for = _commonest(here)
         staying = [unit for unit in members if must_stay(unit)]
-        if stands_for is None and keys and not staying:
-            stands_for = _commonest(keys)
+        if stands_for is None and localities and not staying:
+            stands_for = _commonest(localities)
             assert stands_for is not None
-            self._relabel(expander, stands_for.cell)
+            self._set_node(expander, stands_for.cell)
         self._stands_for[expander] = stands_for
         if not members and node is not None:
             self._empty[expander] = node
@@ -174,7 +174,7 @@ class Standing:
         for unit in members:
             if unit.target is None:
                 (self.right if unit in staying else self.leaving).append(unit)
-            elif key_of(unit.target, grouping) == stands_for:
+            elif locality_of(unit.target, grouping) == stands_for:
                 candidates.append(unit)
             else:
                 self.wrong.append(unit)
@@ -187,8 +187,8 @@ class Standing:
                 candidates = [unit for unit in candidates if unit not in behind]
         self.right.extend(candidates)
 
-    def _relabel(self, expander: int, cell: int) -> None:
-        self.relabelled[expander] = cell
+    def _set_node(self, expander: int, cell: int) -> None:
+        self.set_node[expander] = cell
         self.layout.controllers[expander] = self.layout.controllers[expander]._replace(node=cell)
         if expander in self._empty:
             self._empty[expander] = cell

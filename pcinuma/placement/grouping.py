@@ -1,4 +1,4 @@
-"""Which host switches a guest should see: the shape below one expander.
+"""Which host switches a guest should see: the subtree below one expander.
 
 From the topmost switch at which passed-through devices branch downward, switches are mirrored as on the host, so that any two devices have
 exactly the host's switch distance. A device that shares no switch with another tells nothing by its switch: it gets a root port. Two units
@@ -20,15 +20,15 @@ class Switch:
     """A mirrored switch: ``host`` is the address of the host's upstream port; each leg is what hangs below one downstream port."""
 
     host: str
-    legs: tuple[Shape, ...]
+    children: tuple[Subtree, ...]
 
     @property
     def bridges(self) -> int:
         """How many bridges it takes, the port above it not counted."""
-        return 1 + len(self.legs) + sum(leg.bridges for leg in self.legs if isinstance(leg, Switch))
+        return 1 + len(self.children) + sum(child.bridges for child in self.children if isinstance(child, Switch))
 
 
-Shape = Union[Unit, Switch]
+Subtree = Union[Unit, Switch]
 
 
 def branching(first: Chain, second: Chain) -> int:
@@ -41,13 +41,13 @@ def branching(first: Chain, second: Chain) -> int:
     return 0
 
 
-def shapes(units: Sequence[Unit]) -> list[Shape]:
+def subtrees(units: Sequence[Unit]) -> list[Subtree]:
     """What to plug into the root ports of one expander for ``units``, in order of host address."""
-    return _shapes([(unit, unit.chain) for unit in units])
+    return _subtrees([(unit, unit.chain) for unit in units])
 
 
-def _shapes(ways: list[tuple[Unit, Chain]]) -> list[Shape]:
-    found: list[Shape] = [unit for unit, chain in ways if not chain]
+def _subtrees(ways: list[tuple[Unit, Chain]]) -> list[Subtree]:
+    found: list[Subtree] = [unit for unit, chain in ways if not chain]
     by_switch: dict[str, list[tuple[Unit, Chain]]] = {}
     for unit, chain in ways:
         if chain:
@@ -56,21 +56,21 @@ def _shapes(ways: list[tuple[Unit, Chain]]) -> list[Shape]:
         if len({chain[0][1] for _, chain in members}) > 1:
             found.append(_mirror(host, members))
         else:
-            found.extend(_shapes([(unit, chain[1:]) for unit, chain in members]))
+            found.extend(_subtrees([(unit, chain[1:]) for unit, chain in members]))
     return sorted(found, key=_order)
 
 
 def _mirror(host: str, members: list[tuple[Unit, Chain]]) -> Switch:
-    legs: list[Shape] = []
+    children: list[Subtree] = []
     deeper: dict[tuple[str, str], list[tuple[Unit, Chain]]] = {}  # by the port here and the switch below it
     for unit, chain in members:
         if len(chain) == 1:
-            legs.append(unit)
+            children.append(unit)
         else:
             deeper.setdefault((chain[0][1], chain[1][0]), []).append((unit, chain[1:]))
-    legs.extend([_mirror(below, its_members) for (_, below), its_members in deeper.items()])
-    return Switch(host, tuple(sorted(legs, key=_order)))
+    children.extend([_mirror(below, its_members) for (_, below), its_members in deeper.items()])
+    return Switch(host, tuple(sorted(children, key=_order)))
 
 
-def _order(shape: Shape) -> tuple[object, ...]:
-    return shape.order if isinstance(shape, Unit) else min(_order(leg) for leg in shape.legs)
+def _order(subtree: Subtree) -> tuple[object, ...]:
+    return subtree.order if isinstance(subtree, Unit) else min(_order(child) for child in subtree.children)

@@ -36,21 +36,21 @@ class Layout:
     """A domain's PCI controllers and what is plugged into them; grows as a plan is made."""
 
     def __init__(self, domain: Domain, withdrawn: Iterable[int] = ()) -> None:
-        """``withdrawn``: controllers of a standing placement that are gone in a layout afresh; their indexes are used first."""
+        """``withdrawn``: controllers of an existing placement that are gone in a layout afresh; their indexes are used first."""
         self.machine = domain.machine
         self.controllers: dict[int, Controller] = dict(domain.controllers)
         self._freed = sorted(withdrawn)
         for index in self._freed:
             del self.controllers[index]
         self.children: dict[int, list[int]] = {}
-        self._home: dict[int, Optional[int]] = {0: None}
+        self._expander_of_bus: dict[int, Optional[int]] = {0: None}
         self._below: dict[int, int] = {}
         self._by_place: dict[tuple[int, int], int] = {}  # (parent, slot and function) -> bridge, once somebody asked
         self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
         self.taken: dict[int, set[int]] = {}
         self.added: list[int] = []
         self.gained: set[int] = set()
-        self.spared: set[tuple[int, int]] = set()
+        self.reserved: set[tuple[int, int]] = set()
         self._chassis: set[int] = set()
         self._expanders: list[int] = []
         phbs = self.machine is MachineKind.PHB
@@ -79,16 +79,16 @@ class Layout:
 
     def expander_of(self, bus: int) -> Optional[int]:
         """The expander (or extra PHB) that the bus of controller ``bus`` lies below or is; None for the main hierarchy."""
-        if bus not in self._home:
+        if bus not in self._expander_of_bus:
             controller = self.controllers.get(bus)
             if controller is None:
                 return None
-            self._home[bus] = None  # a controller that sits on itself, however it came about, is in the main hierarchy
+            self._expander_of_bus[bus] = None  # a controller that sits on itself, however it came about, is in the main hierarchy
             if self.is_expander(controller):
-                self._home[bus] = bus
+                self._expander_of_bus[bus] = bus
             elif controller.index and controller.address is not None:
-                self._home[bus] = self.expander_of(controller.address.bus)
-        return self._home[bus]
+                self._expander_of_bus[bus] = self.expander_of(controller.address.bus)
+        return self._expander_of_bus[bus]
 
     def is_expander(self, controller: Controller) -> bool:
         """Whether the controller opens a PCI root with a NUMA node of its own."""
@@ -395,7 +395,7 @@ class Layout:
         order: list[int] = [*(slot for slot in (*range(from_slot, 32), *range(2, from_slot)) if slot not in habitual), *habitual]
         free = [slot for slot in order if slot not in used]
         for slot in free:
-            if (0, slot) not in self.spared:
+            if (0, slot) not in self.reserved:
                 return slot
         if free:
             return free[0]

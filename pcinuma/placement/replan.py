@@ -1,4 +1,4 @@
-"""A layout afresh of a placed domain: what of the standing one it does without.
+"""A layout afresh of a placed domain: what of the existing one it does without.
 
 Everything below pcinuma's expanders is laid out anew, but for an expander that holds something which may not move: a kept device, one of
 which nobody can tell where it belongs, one that the guest already ran with, or somebody's own controller. Such an expander stands as it
@@ -17,20 +17,24 @@ from pcinuma.placement.units import Unit
 
 
 def withdrawn(domain: Domain, units: list[Unit], ran_with: frozenset[PciAddress]) -> frozenset[int]:
-    """The controllers of the standing placement that a layout afresh does without."""
+    """The controllers of the existing placement that a layout afresh does without."""
     if domain.placement is None:
         return frozenset()
     layout = Layout(domain)
-    homes = {index: layout.expander_of(index) for index in domain.placement.controllers}
-    going = {index for index, home in homes.items() if home is not None or (layout.is_free(index) and fills_gap(domain.controllers[index]))}
+    expanders = {index: layout.expander_of(index) for index in domain.placement.controllers}
+    going = {
+        index
+        for index, expander in expanders.items()
+        if expander is not None or (layout.is_free(index) and fills_gap(domain.controllers[index]))
+    }
     moving = {d.address for unit in units if not must_stay(unit) for d in unit.devices if d.address is not None}
     moving.update(address for address in domain.others if address not in ran_with)
     staying = [*(d.address for d in domain.devices if d.address is not None), *domain.others]
     others = [address for address in staying if address not in moving or address.bus not in going]
     while True:
         left = removable(going, domain.controllers, others)
-        standing = {homes[index] for index in going - left} - {None}
-        left = {index for index in left if homes[index] is None or homes[index] not in standing}
+        staying_expanders = {expanders[index] for index in going - left} - {None}
+        left = {index for index in left if expanders[index] is None or expanders[index] not in staying_expanders}
         if left == going:
             return frozenset(left)
         going = left

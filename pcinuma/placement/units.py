@@ -7,8 +7,8 @@ from operator import attrgetter
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.model import Domain, Form, Given, Passthrough
-from pcinuma.plan import Target, Verdict
+from pcinuma.model import AttachedAs, Domain, Form, Passthrough
+from pcinuma.plan import Resolved, Target
 from pcinuma.reason import Reason
 
 _WITH_FUNCTIONS = (Form.HOSTDEV_PCI, Form.INTERFACE_HOSTDEV)
@@ -62,7 +62,7 @@ def shares_slot(domain: Domain) -> frozenset[str]:
     return frozenset([source for source, slot in addressed if counted[slot] > 1]) if len(counted) < len(addressed) else frozenset()
 
 
-def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str, PciAddress], virtual: frozenset[str]) -> list[Unit]:
+def units_of(domain: Domain, resolved: Mapping[str, Resolved], hosts: Mapping[str, PciAddress], virtual: frozenset[str]) -> list[Unit]:
     """The units of a domain in the order of their host addresses.
 
     ``hosts``: source -> host address whose place counts. ``virtual``: sources that are VFs, each a device of its own.
@@ -71,17 +71,17 @@ def units_of(domain: Domain, verdicts: Mapping[str, Verdict], hosts: Mapping[str
     units: list[Unit] = []
     together: dict[tuple[object, ...], list[Passthrough]] = {}
     for device in domain.devices:
-        if device.given is not Given.PCI:
+        if device.attached_as is not AttachedAs.PCI:
             continue
         source = device.source
         if source in sharing and device.address is not None and device.host is not None:
             together.setdefault((*slot_of(device.address), device.host[:3]), []).append(device)
             continue
-        target, reason = verdicts[source]
+        target, reason = resolved[source]
         units.append(Unit((device,), target, reason if target is None else target.note, _order(source, hosts)))
     for members in together.values():
         members.sort(key=lambda d: (d.address.function if d.address else 0, d.source))
-        target, reason = _verdict(members, verdicts)
+        target, reason = _resolved_together(members, resolved)
         units.append(Unit(tuple(members), target, reason, _order(members[0].source, hosts)))
     units.sort(key=attrgetter("order"))
     return units
@@ -92,16 +92,16 @@ def _order(source: str, hosts: Mapping[str, PciAddress]) -> tuple[object, ...]:
     return host is None, host or (), source
 
 
-def _verdict(members: list[Passthrough], verdicts: Mapping[str, Verdict]) -> tuple[Optional[Target], Optional[Reason]]:
+def _resolved_together(members: list[Passthrough], resolved: Mapping[str, Resolved]) -> tuple[Optional[Target], Optional[Reason]]:
     """What counts for functions that move together."""
-    found = [verdicts[member.source] for member in members]
-    targets = [verdict.target for verdict in found if verdict.target is not None]
-    staying = [verdict.reason for verdict in found if verdict.reason in (Reason.KEPT, Reason.QEMU_OVERRIDE)]
+    found = [resolved[member.source] for member in members]
+    targets = [one.target for one in found if one.target is not None]
+    staying = [one.reason for one in found if one.reason in (Reason.KEPT, Reason.QEMU_OVERRIDE)]
     if staying:
         return None, staying[0]
     if not targets:
-        return None, next((verdict.reason for verdict in found if verdict.reason is not None), None)
-    elsewhere = any(verdict.reason in (Reason.NO_CELL, Reason.AMBIGUOUS_CELL) for verdict in found)
+        return None, next((one.reason for one in found if one.reason is not None), None)
+    elsewhere = any(one.reason in (Reason.NO_CELL, Reason.AMBIGUOUS_CELL) for one in found)
     if elsewhere or len({(target.cell, target.root_complex) for target in targets}) > 1:
         return None, Reason.MIXED_NODES
     return targets[0], targets[0].note

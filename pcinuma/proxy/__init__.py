@@ -8,9 +8,9 @@ needs: it asks for uid, gid and pid of the socket's peer as they were at ``conne
 live as long as the connection and really be of that user. One client's malice or misfortune stays in its own process.
 
 The privileged parent (:mod:`~pcinuma.proxy.server`) only accepts, forks (whose turn it is:
-:mod:`~pcinuma.proxy.admission`), reaps, and passes three questions on to the daemon (:mod:`~pcinuma.proxy.request_handler`) that a
+:mod:`~pcinuma.proxy.admission`), reaps, and passes three kinds of request on to the daemon (:mod:`~pcinuma.proxy.request_handler`) that a
 relay may ask over its socket pair: prepare this start, place this XML, find an address for this device. It never sees a
-byte that a client sent except the XML in those questions.
+byte that a client sent except the XML in those requests.
 
 What is understood of the protocol is in :mod:`~pcinuma.proxy.wire` (header, framing, XDR strings) and
 :mod:`~pcinuma.proxy.calls` (the seven calls that start a guest or plug a device into one). Everything else passes

@@ -14,7 +14,7 @@ from typing import Optional, Sequence
 from pcinuma.daemon import client
 from pcinuma.errors import EXIT_DONE, PcinumaError, UnusableInput
 from pcinuma.log import configure, log
-from pcinuma.proxy.request_handler import Broker
+from pcinuma.proxy.request_handler import RequestHandler
 from pcinuma.proxy.server import Listener, Server
 from pcinuma.settings import load_settings
 from pcinuma.systemd import Notifier, watchdog
@@ -47,12 +47,12 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
         print(f"pcinuma-proxy: {error.sentence()}", file=sys.stderr)
         return error.exit_code
     configure()
-    asyncio.run(_serve(listeners, Broker(client.socket_path(), settings.proxy_timeout), settings.proxy_timeout))
+    asyncio.run(_serve(listeners, RequestHandler(client.socket_path(), settings.proxy_timeout), settings.proxy_timeout))
     return EXIT_DONE
 
 
-async def _serve(listeners: list[Listener], broker: Broker, timeout: float) -> None:
-    server = Server(listeners, broker, timeout)
+async def _serve(listeners: list[Listener], handler: RequestHandler, timeout: float) -> None:
+    server = Server(listeners, handler, timeout)
     for listener in listeners:
         log.info("listening", path=listener.socket.getsockname(), upstream=str(listener.upstream()))
     notifier = Notifier()

@@ -40,7 +40,7 @@ _ANSWER_TIMEOUT = 20.0
 _AUTH_LIST = 66  # REMOTE_PROC_AUTH_LIST: what every client asks first
 
 
-class SwitchError(PcinumaError):
+class ActivationError(PcinumaError):
     """The proxy cannot be put on libvirt's socket, or taken off it."""
 
 
@@ -70,7 +70,7 @@ def main(argv: Sequence[str]) -> int:
         _print_state(state(arguments.root), as_json=arguments.json)
         return EXIT_DONE
     if live and os.geteuid() != 0:
-        raise SwitchError("only root can do that", hint=f"sudo pcinuma proxy {arguments.action}")
+        raise ActivationError("only root can do that", hint=f"sudo pcinuma proxy {arguments.action}")
     if arguments.action == "enable":
         enable(arguments.root, live)
     else:
@@ -112,7 +112,7 @@ def enable(root: Path, live: bool) -> None:
         _ask(path)
     except PcinumaError as error:
         disable(root, live)
-        raise SwitchError(f"{error.what}, so everything was put back", subject=error.subject, hint=error.hint) from error
+        raise ActivationError(f"{error.what}, so everything was put back", subject=error.subject, hint=error.hint) from error
     print(f"{path} goes through the proxy now; libvirt is behind it on {direct(path)}")
 
 
@@ -153,18 +153,18 @@ def _remove(root: Path, daemon: Daemon) -> None:
 def _choose(root: Path, live: bool) -> tuple[Daemon, SocketUnit]:
     """The daemon whose socket is to be taken over."""
     if live and not _systemd_runs():
-        raise SwitchError("systemd does not run here", hint=f"let the clients connect to {_OWN_SOCKET} instead")
+        raise ActivationError("systemd does not run here", hint=f"let the clients connect to {_OWN_SOCKET} instead")
     if unit_texts(root, PROXY_SERVICE) is None:
-        raise SwitchError("the unit is not installed", subject=PROXY_SERVICE, hint="run pcinuma's install.sh first")
+        raise ActivationError("the unit is not installed", subject=PROXY_SERVICE, hint="run pcinuma's install.sh first")
     known = [(daemon, texts) for daemon in DAEMONS for texts in [unit_texts(root, daemon.socket)] if texts is not None]
     if not known:
-        raise SwitchError(
+        raise ActivationError(
             "neither virtqemud.socket nor libvirtd.socket is there", hint="libvirt is not installed, or not by systemd's ways"
         )
     used = [(daemon, texts) for daemon, texts in known if _in_use(root, live, daemon)]
     if not used:
         names = " and ".join(daemon.socket for daemon, _ in known)
-        raise SwitchError(
+        raise ActivationError(
             "libvirt's sockets are not systemd's here: it was started without socket activation",
             subject=names,
             hint=f"systemctl enable --now {known[-1][0].socket} (with {known[-1][0].service} stopped), or let clients use {_OWN_SOCKET}",
@@ -172,7 +172,8 @@ def _choose(root: Path, live: bool) -> tuple[Daemon, SocketUnit]:
     daemon, texts = used[0]
     unit = read_socket_unit(texts)
     if len(unit.streams) != 1 or not unit.streams[0].startswith("/"):
-        raise SwitchError(f"it listens on {', '.join(unit.streams) or 'nothing'}, and only one path can be moved", subject=daemon.socket)
+        paths = ", ".join(unit.streams) or "nothing"
+        raise ActivationError(f"it listens on {paths}, and only one path can be moved", subject=daemon.socket)
     return daemon, unit
 
 
@@ -210,21 +211,22 @@ def _stopped(daemon: Daemon) -> Iterator[None]:
 
 def _ask(path: str) -> None:
     """Ask libvirt through the proxy, as a client does first of all."""
-    question = wire.Header(wire.HEADER_SIZE, wire.REMOTE_PROGRAM, wire.VERSION, _AUTH_LIST, wire.Kind.CALL, 0, 0).encode()
+    request = wire.Header(wire.HEADER_SIZE, wire.REMOTE_PROGRAM, wire.VERSION, _AUTH_LIST, wire.Kind.CALL, 0, 0).encode()
     deadline = time.monotonic() + _ANSWER_TIMEOUT
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as client:
         client.settimeout(_ANSWER_TIMEOUT)
         try:
             client.connect(path)
-            client.sendall(question)
+            client.sendall(request)
             answer = b""
             while len(answer) < wire.HEADER_SIZE and time.monotonic() < deadline:
                 part = client.recv(4096)
                 if not part:
-                    raise SwitchError("libvirt does not answer through the proxy", subject=path, hint=f"see: journalctl -u {PROXY_SERVICE}")
+                    hint = f"see: journalctl -u {PROXY_SERVICE}"
+                    raise ActivationError("libvirt does not answer through the proxy", subject=path, hint=hint)
                 answer += part
         except OSError as error:
-            raise SwitchError(f"libvirt does not answer through the proxy ({error})", subject=path) from error
+            raise ActivationError(f"libvirt does not answer through the proxy ({error})", subject=path) from error
 
 
 def _systemd_runs() -> bool:
@@ -240,7 +242,7 @@ def _systemctl(*words: str) -> None:
     run = subprocess.run(["systemctl", *words], capture_output=True, text=True)
     if run.returncode != 0:
         complaint = " ".join(run.stderr.split()) or f"exit {run.returncode}"
-        raise SwitchError(f"systemctl {' '.join(words)} failed: {complaint}")
+        raise ActivationError(f"systemctl {' '.join(words)} failed: {complaint}")
 
 
 def _print_state(now: State, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """Whose turn it is: which client that waits gets a relay next.
 
-Making a relay takes the parent several milliseconds and a client that knocks takes it microseconds, so clients are let in as fast as
+Making a relay takes the parent several milliseconds and accepting one takes it microseconds, so clients are let in as fast as
 they come and each user has a queue: root first, the others in turn. Whoever connects in a loop waits behind himself only, and not in
 the listening socket's one queue, where everybody stands. Pure: no sockets, no processes, no clock.
 
@@ -20,7 +20,7 @@ Client = TypeVar("Client")
 
 
 class Admission(Generic[Client]):
-    """Clients by uid. Every client that :meth:`knock` let in leaves once, by :meth:`left`."""
+    """Clients by uid. Every client that :meth:`arrive` let in leaves once, by :meth:`leave`."""
 
     def __init__(self, *, in_all: int, for_root: int, of_a_user: int) -> None:
         self._in_all = in_all
@@ -30,7 +30,7 @@ class Admission(Generic[Client]):
         self._served = 0
         self._has: Counter[int] = Counter()  # waiting and served
 
-    def knock(self, uid: int, client: Client) -> None:
+    def arrive(self, uid: int, client: Client) -> None:
         """A client has come. Raises PcinumaError if its user has too many."""
         if uid and self._has[uid] >= self._of_a_user:
             raise PcinumaError(f"it has {self._of_a_user} connections already", subject=f"uid {uid}")
@@ -49,14 +49,14 @@ class Admission(Generic[Client]):
         self._served += 1
         return client
 
-    def left(self, uid: int) -> None:
+    def leave(self, uid: int) -> None:
         """A client that was served has gone."""
         self._served -= 1
         self._has[uid] -= 1
         if not self._has[uid]:
             del self._has[uid]
 
-    def dismiss(self) -> list[Client]:
+    def drain(self) -> list[Client]:
         """Whoever still waits: nobody is served any more."""
         waiting = [client for queue in self._waiting.values() for client in queue]
         self._waiting.clear()

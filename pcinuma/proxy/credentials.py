@@ -25,12 +25,12 @@ _UCRED = struct.Struct("=iII")
 _GROUPS_BYTES = 1024  # the most that socket.getsockopt takes: 256 groups
 
 
-class IdentityError(PcinumaError):
+class CredentialsError(PcinumaError):
     """The client's rights cannot be found out or taken on; its connection is refused."""
 
 
 @dataclass(frozen=True)
-class Identity:
+class Credentials:
     """Who connected, as the kernel recorded it."""
 
     pid: int
@@ -39,18 +39,18 @@ class Identity:
     groups: tuple[int, ...]
 
     @classmethod
-    def of_peer(cls, client: socket.socket) -> Identity:
+    def of_peer(cls, client: socket.socket) -> Credentials:
         try:
             pid, uid, gid = _UCRED.unpack(client.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
             raw = client.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _GROUPS_BYTES)
         except OSError as error:
             hint = "more than 256 groups are not supported" if error.errno == errno.ERANGE else None
-            raise IdentityError(f"its user and groups cannot be read: {error.strerror}", subject="client", hint=hint) from error
+            raise CredentialsError(f"its user and groups cannot be read: {error.strerror}", subject="client", hint=hint) from error
         groups = struct.unpack(f"={len(raw) // 4}I", raw)
         return cls(pid, uid, gid, tuple(sorted(set(groups))))
 
     @classmethod
-    def of_this_process(cls) -> Identity:
+    def of_this_process(cls) -> Credentials:
         return cls(os.getpid(), os.geteuid(), os.getegid(), tuple(sorted(set(os.getgroups()))))
 
     def assume(self) -> None:
@@ -62,7 +62,8 @@ class Identity:
             os.setresgid(self.gid, self.gid, self.gid)
             os.setresuid(self.uid, self.uid, self.uid)
         except OSError as error:
-            raise IdentityError(f"cannot become uid {self.uid}: {error.strerror}", subject="relay", hint="run the proxy as root") from error
+            hint = "run the proxy as root"
+            raise CredentialsError(f"cannot become uid {self.uid}: {error.strerror}", subject="relay", hint=hint) from error
         now = self.of_this_process()
         if (now.uid, now.gid, now.groups) != (self.uid, self.gid, self.groups) or os.getresuid() != (self.uid,) * 3:
-            raise IdentityError(f"did not become uid {self.uid}", subject="relay")
+            raise CredentialsError(f"did not become uid {self.uid}", subject="relay")

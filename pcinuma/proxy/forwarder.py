@@ -20,7 +20,7 @@ _ANCILLARY = socket.CMSG_SPACE(32 * 4)  # VIR_NET_MESSAGE_NUM_FDS_MAX
 _GONE = (BrokenPipeError, ConnectionResetError)
 
 
-class Lane:
+class Forwarder:
     """From ``source`` to ``sink``, both non-blocking."""
 
     def __init__(self, source: socket.socket, sink: socket.socket) -> None:
@@ -72,7 +72,7 @@ class Lane:
         self.flush()
 
     def send(self, data: memoryview) -> None:
-        """:meth:`put` on a lane that is idle and not broken, without descriptors."""
+        """:meth:`put` where this is idle and not broken, without descriptors."""
         try:
             sent = self._send(data)
         except BlockingIOError:

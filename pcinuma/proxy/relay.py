@@ -1,6 +1,6 @@
 """One client's connection: a process that passes bytes and descriptors both ways, with the client's rights.
 
-Two directions, each a :class:`Lane`: it reads only when everything that it read before has been written, so a peer
+Two directions, each a :class:`Forwarder`: it reads only when everything that it read before has been written, so a peer
 that does not read stops the other one, as it would without a proxy, and a connection never keeps more than one chunk
 and one held call.
 
@@ -28,8 +28,8 @@ from typing import Optional, Union
 
 from pcinuma.log import log
 from pcinuma.proxy import calls, wire
-from pcinuma.proxy.forwarder import CHUNK, Lane
-from pcinuma.proxy.requests import Answer, ParentGone, Question, QuestionPipe, Topic
+from pcinuma.proxy.forwarder import CHUNK, Forwarder
+from pcinuma.proxy.requests import Answer, ParentGone, Request, RequestKind, RequestPipe
 from pcinuma.proxy.wire import Framing, Header, Kind, WireError
 
 LINGER = 2.0
@@ -37,18 +37,18 @@ _Call = Union[calls.Start, calls.Create, calls.Attach]
 
 
 class Relay:
-    """The connection of one client. ``questions`` leads to the parent; None where nothing is ever to be asked (a
+    """The connection of one client. ``requests`` leads to the parent; None where nothing is ever to be asked (a
     read-only upstream)."""
 
-    def __init__(self, client: socket.socket, upstream: socket.socket, questions: QuestionPipe, read_only: bool = False) -> None:
+    def __init__(self, client: socket.socket, upstream: socket.socket, requests: RequestPipe, read_only: bool = False) -> None:
         for sock in (client, upstream):
             sock.setblocking(False)
         self._client = client
         self._upstream = upstream
         self._client_number, self._upstream_number = client.fileno(), upstream.fileno()
-        self._questions = questions
-        self._up = Lane(client, upstream)
-        self._down = Lane(upstream, client)
+        self._requests = requests
+        self._up = Forwarder(client, upstream)
+        self._down = Forwarder(upstream, client)
         self._buffer = memoryview(bytearray(CHUNK))
 
         self._calls = Framing(calls.PROCEDURES | {calls.Procedure.CONNECT_OPEN}, self._holds)
@@ -71,7 +71,7 @@ class Relay:
 
     def run(self) -> None:
         """Relay until both ends are done, or the parent is gone."""
-        client, upstream, parent = self._client_number, self._upstream_number, self._questions.fileno()
+        client, upstream, parent = self._client_number, self._upstream_number, self._requests.fileno()
         poll, handle, up, down = self._poll.poll, self._handle, self._up, self._down
         self._poll.register(parent, select.POLLIN)
         try:
@@ -103,7 +103,7 @@ class Relay:
                 else:
                     self._upstream_ready(events)
             else:
-                self._hear_parent()
+                self._take_answer()
 
     def _flow(self) -> None:
         """Relay as long as nothing waits anywhere and both ends are to be read and nothing else.
@@ -135,7 +135,7 @@ class Relay:
     def _wants_client(self) -> bool:
         return self._up.idle and self._pending is None and not self._up.ended and not self._up.broken
 
-    def _watch(self, descriptor: int, readable: bool, outgoing: Lane) -> None:
+    def _watch(self, descriptor: int, readable: bool, outgoing: Forwarder) -> None:
         mask = (select.POLLIN if readable else 0) | (0 if outgoing.idle else select.POLLOUT)
         if self._masks.get(descriptor) == mask:
             return
@@ -169,16 +169,16 @@ class Relay:
         """Milliseconds until something has to be done though nothing happens."""
         if self._pending is None and self._until is None:
             return None
-        waits = [seconds for seconds in (self._questions.remaining, self._lingering()) if seconds is not None]
+        waits = [seconds for seconds in (self._requests.remaining, self._lingering()) if seconds is not None]
         return min(waits) * 1000 + 1 if waits else None
 
     def _lingering(self) -> Optional[float]:
         return None if self._until is None else max(0.0, self._until - time.monotonic())
 
     def _keep_time(self) -> None:
-        if self._pending is not None and self._questions.remaining == 0:
+        if self._pending is not None and self._requests.remaining == 0:
             log.warning("forwarded as it came", reason="the proxy's parent process did not answer in time")
-            self._go_on(self._questions.give_up())
+            self._go_on(self._requests.give_up())
 
     def _done(self) -> bool:
         if self._down.ended and (self._down.idle or self._down.broken):
@@ -203,7 +203,7 @@ class Relay:
     def _took(self, size: int, descriptors: list[int]) -> None:
         """So much was read into the buffer."""
         if self._up.ended:
-            self._calls.blind = True  # whatever is left never becomes whole
+            self._calls.unframed = True  # whatever is left never becomes whole
         if self._inbox or descriptors:
             self._inbox += self._buffer[:size]
             if descriptors:
@@ -221,7 +221,7 @@ class Relay:
 
     def _drain(self) -> None:
         """Let go on of the inbox what may."""
-        while self._inbox and self._pending is None and (len(self._inbox) >= self._needed or self._calls.blind):
+        while self._inbox and self._pending is None and (len(self._inbox) >= self._needed or self._calls.unframed):
             passed, held = self._calls.scan(self._inbox)
             self._pass_on(passed)
             if not self._consider(held):
@@ -234,7 +234,7 @@ class Relay:
             self._needed = len(self._inbox) + 1
             return False
         if self._inbox_descriptors and self._inbox_descriptors[0][0] <= held.length:
-            self._calls.blind = True  # no sender of this protocol puts a descriptor inside a message
+            self._calls.unframed = True  # no sender of this protocol puts a descriptor inside a message
             return True
         self._needed = held.length
         if len(self._inbox) < held.length:
@@ -261,20 +261,20 @@ class Relay:
     def _ask(self, message: bytes, call: _Call) -> bool:
         try:
             if isinstance(call, calls.Start):
-                question = Question(Topic.START, domain=call.domain)
+                request = Request(RequestKind.START, domain=call.domain)
             elif isinstance(call, calls.Create):
-                question = Question(Topic.CREATE, xml=call.xml.value.decode())
+                request = Request(RequestKind.CREATE, xml=call.xml.value.decode())
             else:
-                question = Question(Topic.ATTACH, domain=call.domain, xml=call.xml.value.decode())
+                request = Request(RequestKind.ATTACH, domain=call.domain, xml=call.xml.value.decode())
         except UnicodeDecodeError:
             log.warning("forwarded as it came", reason="its XML is not UTF-8")
             return False
-        self._questions.ask(question)
+        self._requests.ask(request)
         self._pending = message, call
         return True
 
-    def _hear_parent(self) -> None:
-        answer = self._questions.take()
+    def _take_answer(self) -> None:
+        answer = self._requests.take()
         if answer is not None and self._pending is not None:
             self._go_on(answer)
 
@@ -329,7 +329,7 @@ class Relay:
         if answer is not None and self._open is not None:
             self._opening = False
             self._may_start = answer.status == 0 and self._open[1].may_start_guests
-        elif self._replies.blind:
+        elif self._replies.unframed:
             self._opening = False
 
     def _answers_open(self, header: Header) -> bool:

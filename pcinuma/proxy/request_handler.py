@@ -1,7 +1,7 @@
-"""The privileged side of a relay's questions: asks the daemon, within the deadline, and says in the journal why a
+"""The privileged side of a relay's requests: asks the daemon, within the deadline, and says in the journal why a
 call went as it came.
 
-Only these three questions can be asked, whatever a relay sends, and the answer never holds more than an XML. The
+Only these three requests can be asked, whatever a relay sends, and the answer never holds more than an XML. The
 daemon decides (policy, managed save, who enabled what); a refusal under policy ``required`` is the hook's to
 pronounce, which libvirt runs next and whose sentence it shows to the client, so here it means: as it came.
 """
@@ -18,20 +18,20 @@ from typing import Any, Optional
 from pcinuma.daemon import client
 from pcinuma.errors import DaemonError
 from pcinuma.log import log
-from pcinuma.proxy.credentials import Identity
-from pcinuma.proxy.requests import QUESTION_MAX, Question, Topic, frame
+from pcinuma.proxy.credentials import Credentials
+from pcinuma.proxy.requests import REQUEST_MAX, Request, RequestKind, frame
 
 
-class Broker:
+class RequestHandler:
     """Answers relays. ``daemon``: the daemon's socket; ``timeout``: seconds that it has for an answer."""
 
     def __init__(self, daemon: Path, timeout: float) -> None:
         self._daemon = daemon
         self._timeout = timeout
 
-    async def serve(self, pipe: socket.socket, who: Identity) -> None:
+    async def serve(self, pipe: socket.socket, who: Credentials) -> None:
         """Answer one relay until it ends."""
-        reader, writer = await asyncio.open_unix_connection(sock=pipe, limit=QUESTION_MAX)
+        reader, writer = await asyncio.open_unix_connection(sock=pipe, limit=REQUEST_MAX)
         try:
             while True:
                 await self._serve_one(reader, writer, who)
@@ -42,18 +42,18 @@ class Broker:
         finally:
             writer.close()
 
-    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: Identity) -> None:
-        """One question. Nothing of it, which may be megabytes, is kept until the next one."""
+    async def _serve_one(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, who: Credentials) -> None:
+        """One request. Nothing of it, which may be megabytes, is kept until the next one."""
         raw = json.loads((await reader.readuntil(b"\0"))[:-1])
-        question = Question(Topic(raw["topic"]), raw["domain"], raw["xml"])
-        writer.write(frame({"number": raw["number"], "xml": await self._answer(question, who)}))
+        request = Request(RequestKind(raw["kind"]), raw["domain"], raw["xml"])
+        writer.write(frame({"number": raw["number"], "xml": await self._answer(request, who)}))
         await writer.drain()
 
-    async def _answer(self, question: Question, who: Identity) -> Optional[str]:
+    async def _answer(self, request: Request, who: Credentials) -> Optional[str]:
         """The XML to put in the call, None to leave it."""
         began = time.monotonic()
         try:
-            return await asyncio.wait_for(self._ask(question), self._timeout)
+            return await asyncio.wait_for(self._ask(request), self._timeout)
         except asyncio.TimeoutError:
             reason = f"the daemon did not answer within {self._timeout:g} s"
         except DaemonError as error:
@@ -64,8 +64,8 @@ class Broker:
             reason = f"the daemon's answer is none ({error!r})"
         log.warning(
             "forwarded as it came",
-            call=question.topic.value,
-            domain=question.domain,
+            call=request.kind.value,
+            domain=request.domain,
             reason=reason,
             uid=who.uid,
             client_pid=who.pid,
@@ -73,15 +73,15 @@ class Broker:
         )
         return None
 
-    async def _ask(self, question: Question) -> Optional[str]:
-        if question.topic is Topic.START:
-            await self._call("PrepareStart", {"domain_uuid": question.domain})
+    async def _ask(self, request: Request) -> Optional[str]:
+        if request.kind is RequestKind.START:
+            await self._call("PrepareStart", {"domain_uuid": request.domain})
             return None
-        if question.topic is Topic.CREATE:
-            placed = await self._call("Place", {"xml": question.xml, "caller": "proxy"})
-            return None if placed["refused"] else _changed(str(placed["xml"]), question.xml)
-        found = await self._call("AttachAddress", {"domain_uuid": question.domain, "device_xml": question.xml})
-        return _changed(str(found["device_xml"]), question.xml) if found["changed"] else None
+        if request.kind is RequestKind.CREATE:
+            placed = await self._call("Place", {"xml": request.xml, "caller": "proxy"})
+            return None if placed["refused"] else _changed(str(placed["xml"]), request.xml)
+        found = await self._call("AttachAddress", {"domain_uuid": request.domain, "device_xml": request.xml})
+        return _changed(str(found["device_xml"]), request.xml) if found["changed"] else None
 
     async def _call(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
         reader, writer = await asyncio.open_unix_connection(str(self._daemon), limit=client.MAX_ANSWER)

@@ -1,8 +1,8 @@
 """What a relay may ask the privileged parent, and how: JSON with a NUL behind it, over a socket pair.
 
-Three questions, one answer: the XML to put in the call's place, or none. A relay asks one at a time. It waits
+Three kinds of request, one answer: the XML to put in the call's place, or none. A relay asks one at a time. It waits
 somewhat longer than the parent allows the daemon, for the case that the parent itself is stuck, and numbers its
-questions, so that an answer that nobody waits for any more is not taken for the next one's.
+requests, so that an answer that nobody waits for any more is not taken for the next one's.
 """
 
 from __future__ import annotations
@@ -14,27 +14,27 @@ import time
 from dataclasses import dataclass
 from typing import Any, Optional
 
-QUESTION_MAX = 32 * 1024 * 1024
+REQUEST_MAX = 32 * 1024 * 1024
 """4 MiB of XML, each byte of which JSON may spell in six, and the rest."""
 _GRACE = 1.0
 
 
-class Topic(enum.Enum):
+class RequestKind(enum.Enum):
     START = "start"
     CREATE = "create"
     ATTACH = "attach"
 
 
 @dataclass(frozen=True)
-class Question:
+class Request:
     """``domain`` is a uuid (start, attach), ``xml`` a domain (create) or a device (attach)."""
 
-    topic: Topic
+    kind: RequestKind
     domain: Optional[str] = None
     xml: Optional[str] = None
 
     def encode(self, number: int) -> bytes:
-        return frame({"number": number, "topic": self.topic.value, "domain": self.domain, "xml": self.xml})
+        return frame({"number": number, "kind": self.kind.value, "domain": self.domain, "xml": self.xml})
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def frame(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False).encode() + b"\0"
 
 
-class QuestionPipe:
+class RequestPipe:
     """The relay's end. ``patience``: seconds that the parent gives the daemon."""
 
     def __init__(self, pipe: socket.socket, patience: float) -> None:
@@ -67,23 +67,23 @@ class QuestionPipe:
 
     @property
     def remaining(self) -> Optional[float]:
-        """Seconds until the pending question is given up; None if none is pending."""
+        """Seconds until the pending request is given up; None if none is pending."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def ask(self, question: Question) -> None:
-        """Put the question. A parent that does not even take it is as good as gone."""
+    def ask(self, request: Request) -> None:
+        """Send a request. A parent that does not even take it is as good as gone."""
         self._number += 1
         self._deadline = time.monotonic() + self._patience
         self._pipe.settimeout(self._patience)
         try:
-            self._pipe.sendall(question.encode(self._number))
+            self._pipe.sendall(request.encode(self._number))
         except OSError:
             raise ParentGone from None
         finally:
             self._pipe.setblocking(False)
 
     def take(self) -> Optional[Answer]:
-        """The answer to the pending question, if it has come."""
+        """The answer to the pending request, if it has come."""
         try:
             data = self._pipe.recv(256 * 1024)
         except BlockingIOError:

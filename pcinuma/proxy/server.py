@@ -1,7 +1,7 @@
-"""The parent: listens, forks a relay for each client, reaps it, and runs the broker. The only part that keeps its
+"""The parent: listens, forks a relay for each client, reaps it, and runs the request handler. The only part that keeps its
 privileges.
 
-Whoever may knock may knock in a loop, and making a relay is the slow part. So clients are accepted as fast as they come, which tells
+Whoever may connect may connect in a loop, and making a relay is the slow part. So clients are accepted as fast as they come, which tells
 whose they are, and get their relays one at a time in the order of :mod:`~pcinuma.proxy.admission`, where also the limits are.
 
 A relay is forked, not executed: its modules are there already, and pages stay shared. It closes every descriptor but
@@ -23,10 +23,10 @@ from typing import NamedTuple, Optional, Sequence
 from pcinuma.errors import PcinumaError
 from pcinuma.log import log
 from pcinuma.proxy.admission import Admission
-from pcinuma.proxy.credentials import Identity
+from pcinuma.proxy.credentials import Credentials
 from pcinuma.proxy.relay import Relay
-from pcinuma.proxy.request_handler import Broker
-from pcinuma.proxy.requests import QuestionPipe
+from pcinuma.proxy.request_handler import RequestHandler
+from pcinuma.proxy.requests import RequestPipe
 
 CONNECTIONS_MAX = 1000
 CONNECTIONS_FOR_ROOT = 100
@@ -53,23 +53,23 @@ class _Client(NamedTuple):
 
     socket: socket.socket
     listener: Listener
-    who: Identity
+    who: Credentials
 
 
 class Server:
     """Accepts clients on ``listeners`` until :meth:`stop`."""
 
-    def __init__(self, listeners: Sequence[Listener], broker: Broker, timeout: float) -> None:
+    def __init__(self, listeners: Sequence[Listener], handler: RequestHandler, timeout: float) -> None:
         self._listeners = tuple(listeners)
-        self._broker = broker
+        self._handler = handler
         self._timeout = timeout
-        self._relays: dict[int, Identity] = {}
+        self._relays: dict[int, Credentials] = {}
         self._admission: Admission[_Client] = Admission(
             in_all=CONNECTIONS_MAX, for_root=CONNECTIONS_FOR_ROOT, of_a_user=CONNECTIONS_OF_A_USER
         )
         self._serving = False  # the next turn is scheduled
         self._refused: Counter[int] = Counter()
-        self._questions: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self._stopped = asyncio.Event()
 
     async def run(self) -> None:
@@ -84,7 +84,7 @@ class Server:
         self._accept_again()
         await self._stopped.wait()
         self._pause()  # the relays end when this process's ends of their socket pairs close
-        for client in self._admission.dismiss():
+        for client in self._admission.drain():
             client.socket.close()
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
             loop.remove_signal_handler(number)  # asyncio closes its pipe for them first, and a relay may end meanwhile
@@ -121,9 +121,9 @@ class Server:
     def _let_in(self, client: socket.socket, listener: Listener) -> None:
         uid = -1
         try:
-            who = Identity.of_peer(client)
+            who = Credentials.of_peer(client)
             uid = who.uid
-            self._admission.knock(uid, _Client(client, listener, who))
+            self._admission.arrive(uid, _Client(client, listener, who))
         except PcinumaError as error:
             client.close()
             self._complain(uid, error.sentence())
@@ -153,11 +153,11 @@ class Server:
         with client.socket:
             try:
                 if _has_gone(client.socket):
-                    self._admission.left(client.who.uid)
+                    self._admission.leave(client.who.uid)
                 else:
                     self._fork(client)
             except OSError as error:
-                self._admission.left(client.who.uid)
+                self._admission.leave(client.who.uid)
                 self._complain(client.who.uid, str(error))
         if self._admission.served == CONNECTIONS_MAX:
             log.warning("no more clients are served until one leaves", connections=CONNECTIONS_MAX)
@@ -172,11 +172,11 @@ class Server:
                 mine.close()
                 raise
             if pid == 0:
-                _be_the_relay(client.socket, its, client.listener.upstream(), client.who, self._timeout)
+                _run_relay(client.socket, its, client.listener.upstream(), client.who, self._timeout)
         self._relays[pid] = client.who
-        task = asyncio.get_running_loop().create_task(self._broker.serve(mine, client.who))
-        self._questions.add(task)
-        task.add_done_callback(self._questions.discard)
+        task = asyncio.get_running_loop().create_task(self._handler.serve(mine, client.who))
+        self._requests.add(task)
+        task.add_done_callback(self._requests.discard)
 
     def _reap(self) -> None:
         while self._relays:
@@ -188,7 +188,7 @@ class Server:
                 break
             who = self._relays.pop(pid, None)
             if who is not None:
-                self._admission.left(who.uid)
+                self._admission.leave(who.uid)
                 if status:
                     log.error("a relay ended badly", uid=who.uid, client_pid=who.pid, status=status)
         self._serve()
@@ -202,7 +202,7 @@ def _has_gone(client: socket.socket) -> bool:
         return False
 
 
-def _be_the_relay(client: socket.socket, questions: socket.socket, upstream: Path, who: Identity, timeout: float) -> None:
+def _run_relay(client: socket.socket, requests: socket.socket, upstream: Path, who: Credentials, timeout: float) -> None:
     """What the forked process does; never returns. Its descriptors are 0 to 2, the client's, the parent's, and
     libvirt's."""
     status = 1
@@ -211,10 +211,10 @@ def _be_the_relay(client: socket.socket, questions: socket.socket, upstream: Pat
             signal.signal(number, signal.SIG_DFL)
         signal.set_wakeup_fd(-1)
         gc.disable()
-        _close_others({client.fileno(), questions.fileno()})
+        _close_others({client.fileno(), requests.fileno()})
         libvirt = _connect(upstream, who)
         if libvirt is not None:
-            Relay(client, libvirt, QuestionPipe(questions, timeout), read_only=upstream.name.endswith("-ro")).run()
+            Relay(client, libvirt, RequestPipe(requests, timeout), read_only=upstream.name.endswith("-ro")).run()
         status = 0
     except Exception:
         log.exception("a relay failed", uid=who.uid, client_pid=who.pid)
@@ -232,7 +232,7 @@ def _close_others(kept: set[int]) -> None:
                 pass  # the one that listed them
 
 
-def _connect(upstream: Path, who: Identity) -> Optional[socket.socket]:
+def _connect(upstream: Path, who: Credentials) -> Optional[socket.socket]:
     """libvirt's end, connected as the client; None (and the client's connection ends) where that client is not let
     in, or nobody is there."""
     try:

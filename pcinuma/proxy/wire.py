@@ -6,7 +6,7 @@ or 5 starts its payload with a number of descriptors; that many single bytes fol
 length, each carrying one descriptor as SCM_RIGHTS.
 
 :class:`Framing` finds the ends of messages in a stream without keeping any of it. What cannot be a message of this
-protocol makes it ``blind`` for good: everything passes and nothing is looked at any more. That is how nonsense
+protocol makes it ``unframed`` for good: everything passes and nothing is looked at any more. That is how nonsense
 reaches libvirt, to be refused there, and how a connection goes on on which SASL has negotiated an encryption layer.
 """
 
@@ -123,7 +123,7 @@ class Framing:
     """
 
     def __init__(self, procedures: AbstractSet[int], wanted: Callable[[Header], bool]) -> None:
-        self.blind = False
+        self.unframed = False
         self._looked_at = procedures | _SASL_PROCEDURES
         self._wanted = wanted
         self._rest = 0  # bytes of the current message that pass
@@ -134,7 +134,7 @@ class Framing:
 
         Without a header, what is left is less than one (or nothing). What is left must be shown again, with what follows it.
         """
-        if self.blind:
+        if self.unframed:
             return len(data), None
         position, size, rest = 0, len(data), self._rest
         while True:
@@ -146,19 +146,19 @@ class Framing:
                 self._rest = rest = 0
             if size - position < HEADER_SIZE:
                 if size - position >= 4 and not HEADER_SIZE <= read_word(data, position) <= MESSAGE_MAX:
-                    self.blind = True  # libvirt hangs up on such a length without waiting for more
+                    self.unframed = True  # libvirt hangs up on such a length without waiting for more
                     return size, None
                 return position, None
             words = _HEADER.unpack_from(data, position)
             length, _program, _version, procedure, kind, _serial, status = words
             if not HEADER_SIZE <= length <= MESSAGE_MAX or kind > Kind.STREAM_HOLE or status > 2:
-                self.blind = True
+                self.unframed = True
                 return size, None
             rest = length
             if self._sasl or procedure in self._looked_at:
                 header = Header._make(words)
                 if not self._plausible(header):
-                    self.blind = True
+                    self.unframed = True
                     return size, None
                 if self._wanted(header):
                     return position, header
@@ -170,7 +170,7 @@ class Framing:
     def is_plain_call(self, data: Bytes, size: int) -> bool:
         """Whether the next ``size`` bytes of the stream, in ``data``, are one whole call that nobody looks at. They may go on then; the
         state stays as it is, between two messages. A quick answer for what :meth:`scan` would find out as well."""
-        if size < HEADER_SIZE or self._rest or self._sasl or self.blind:
+        if size < HEADER_SIZE or self._rest or self._sasl or self.unframed:
             return False
         length, _, _, procedure, kind, _, status = _HEADER.unpack_from(data)
         return length == size and kind == 0 and status <= 2 and procedure not in self._looked_at

@@ -33,7 +33,7 @@ class Distance(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Spot:
+class Location:
     """Where a device is, for distances. ``switches``: its upstream ports, topmost first; ``slot``: what its functions share."""
 
     node: Optional[int]
@@ -42,21 +42,21 @@ class Spot:
     slot: str
 
 
-def host_spot(device: HostDevice) -> Spot:
+def host_location(device: HostDevice) -> Location:
     """The spot of a host device."""
     slot = str(device.address).rsplit(".", 1)[0]
-    return Spot(device.node, device.root_complex, tuple(upstream for upstream, _ in device.switches), slot)
+    return Location(device.node, device.root_complex, tuple(upstream for upstream, _ in device.switches), slot)
 
 
-def guest_spot(guest: Guest, address: PciAddress) -> Spot:
+def guest_location(guest: Guest, address: PciAddress) -> Location:
     """The spot of a guest address."""
     path = guest.path(address)
     top = guest.top(address)
     switches = tuple(str(controller.index) for controller in path if controller.model == SWITCH)
-    return Spot(guest.cell(address), str(top.index if top else 0), switches, str(address).rsplit(".", 1)[0])
+    return Location(guest.cell(address), str(top.index if top else 0), switches, str(address).rsplit(".", 1)[0])
 
 
-def distance(one: Spot, other: Spot) -> Distance:
+def distance(one: Location, other: Location) -> Distance:
     """The distance between two devices of the same machine."""
     if one.slot == other.slot or (one.switches and other.switches and one.switches == other.switches):
         return Distance.PIX

@@ -18,7 +18,7 @@ from pcinuma.printable import printable
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.describe import count
-from pcinuma.show.distance import Distance, distance, guest_spot, host_spot
+from pcinuma.show.distance import Distance, distance, guest_location, host_location
 from pcinuma.show.guest import SWITCH, Guest
 
 LINK_BELOW_ROOT_PORT = "16 GT/s x32"
@@ -103,8 +103,8 @@ def shown_by(result: Result, pools: frozenset[str], topology: Topology) -> Shown
             known.append((report.source, device, seen.address))
     wrong = []
     for (one, one_host, first), (other, other_host, second) in combinations(known, 2):
-        on_host = distance(host_spot(one_host), host_spot(other_host))
-        in_guest = distance(guest_spot(guest, first), guest_spot(guest, second))
+        on_host = distance(host_location(one_host), host_location(other_host))
+        in_guest = distance(guest_location(guest, first), guest_location(guest, second))
         if on_host is not in_guest:
             wrong.append(Pair(one, other, on_host, in_guest))
     placed = [address for _, _, address in known]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Mapping, Optional, Sequence
 
 from pcinuma.host.topology import HostDevice, Topology
-from pcinuma.model import Controller, Given, Passthrough
+from pcinuma.model import AttachedAs, Controller, Passthrough
 from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
 from pcinuma.show.describe import Describer, count, is_chipset, is_endpoint, size
@@ -20,9 +20,9 @@ from pcinuma.show.guest import SWITCH, Guest
 from pcinuma.show.screen import PALETTE, Row, Screen
 
 _ADDRESSLESS = {
-    Given.PCI: "no guest address yet",
-    Given.UNASSIGNED: "not given to the guest",
-    Given.NOT_PCI: "no PCI device in the guest",
+    AttachedAs.PCI: "no guest address yet",
+    AttachedAs.UNASSIGNED: "not given to the guest",
+    AttachedAs.NOT_PCI: "no PCI device in the guest",
 }
 
 
@@ -110,7 +110,7 @@ def guest_rows(guest: Guest, marks: Mapping[str, str], screen: Screen, nodes: Ma
 
 def _guest_row(guest: Guest, device: Passthrough, marks: Mapping[str, str], screen: Screen, nodes: Mapping[int, int]) -> Row:
     if device.address is None:
-        head = screen.paint(_ADDRESSLESS[device.given], "bold")
+        head = screen.paint(_ADDRESSLESS[device.attached_as], "bold")
         return Row((head, f"{marks[device.source]} {printable(device.source)}"), device.source)
     labels = [_cell_label(guest, guest.cell(device.address), screen, nodes)]
     top = guest.top(device.address)
@@ -127,8 +127,8 @@ def device_state(guest: Guest, source: str, placed: bool, screen: Screen) -> str
     device = guest.device(source)
     if placed:
         return screen.paint("placed", "green")
-    if device is not None and device.given is not Given.PCI:
-        return screen.paint(_ADDRESSLESS[device.given], "dim")
+    if device is not None and device.attached_as is not AttachedAs.PCI:
+        return screen.paint(_ADDRESSLESS[device.attached_as], "dim")
     top = None if device is None or device.address is None else guest.top(device.address)
     if top is None:
         return screen.paint("default root", "yellow")

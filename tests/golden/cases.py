@@ -181,7 +181,7 @@ CASES = [
     Case("one-before-switch", "eight-gpus", two_cells().hostdev("24:00.0").raw(), {"0000:24:00.0": 0}, expanders=1, group_by="switch"),
     Case("kept-apart", "eight-gpus", with_device("25:00.0"), {"0000:24:00.0": 0, "0000:25:00.0": 0}, expanders=1, group_by="switch",
          after="one-before-switch"),
-    Case("stranger-on-our-port", "two-sockets", lambda out: with_nic_on("17:00.0")(out), {"0000:b3:00.0": 1}, expanders=2,
+    Case("foreign-device-on-our-port", "two-sockets", lambda out: with_nic_on("17:00.0")(out), {"0000:b3:00.0": 1}, expanders=2,
          after="two-nodes-formatted"),
     Case("host-changed", _moved_to_node_one, lambda out: out, {"0000:17:00.0": 1, "0000:b3:00.0": 1}, after="two-nodes-formatted"),
     Case("absent-when-placed", _remote_node_removed, lambda out: out, {"0000:17:00.0": 0, "0000:b3:00.0": None}, "fallback",
@@ -196,12 +196,12 @@ CASES = [
          "machine-type"),
     Case("no-machine", "two-sockets", _pair(two_cells().on(None)).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
          "no-machine"),
-    Case("off", "two-sockets", _pair(two_cells().wish(policy="off")).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
+    Case("off", "two-sockets", _pair(two_cells().metadata(policy="off")).raw(), {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged",
          "policy-off"),
     Case("nothing", "two-sockets", two_cells().nic().disk().formatted(), {}, "unchanged", "nothing-to-place"),
     Case("qemu-commandline", "two-sockets", _pair(two_cells()).commandline("-device", "vfio-pci,host=0000:18:00.0,bus=pcie.0").raw(),
          {"0000:17:00.0": None, "0000:b3:00.0": None}, "unchanged", "qemu-commandline"),
-    # Forms and wishes.
+    # Forms and metadata.
     Case("forms", "mediated",
          two_cells().mdev(MDEV).mdev(MDEV_REMOTE).nvme("19:00.0", 1, "virtio", "vda").nvme("b5:00.0", 2, "sata", "sda").vdpa(0).vdpa(1)
          .hostdev("3b:01.1").formatted(),
@@ -256,11 +256,11 @@ CASES = [
          {"0000:17:00.0": 0, "0000:b3:00.0": "unassigned"}, expanders=1),
     Case("keep", "two-sockets", _pair(two_cells().keep("0000:b3:00.0")).formatted(), {"0000:17:00.0": 0, "0000:b3:00.0": "kept"},
          expanders=1),
-    Case("wish-switch", "eight-gpus", two_cells().wish(group_by="switch").hostdev("24:00.0").hostdev("26:00.0").raw(),
+    Case("owner-wants-switch", "eight-gpus", two_cells().metadata(group_by="switch").hostdev("24:00.0").hostdev("26:00.0").raw(),
          {"0000:24:00.0": 0, "0000:26:00.0": 0}, expanders=1, switches=1, grouping="switch"),
-    Case("required-unmet", "two-sockets", _pair(_one_cell().wish(policy="required")).formatted(),
+    Case("required-unmet", "two-sockets", _pair(_one_cell().metadata(policy="required")).formatted(),
          {"0000:17:00.0": None, "0000:b3:00.0": "no-cell"}, "fallback", "required"),
-    Case("owner-extras", "two-sockets", _pair(two_cells().with_extras().wish(policy="preferred")).formatted(), PAIR, expanders=2),
+    Case("owner-extras", "two-sockets", _pair(two_cells().with_extras().metadata(policy="preferred")).formatted(), PAIR, expanders=2),
     # Limits.
     Case("thirty-three", crowd, _crowd(33).raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=1, stored=False),
     Case("i440fx-thirty-three", crowd, _crowd(33).on("pc").raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=2,

@@ -77,7 +77,7 @@ class Domain:
     cell_cpus: list[str] = field(default_factory=list)
     memnodes: list[tuple[int, str]] = field(default_factory=list)
     pins: list[tuple[int, str]] = field(default_factory=list)
-    wishes: dict[str, str] = field(default_factory=dict)
+    attributes: dict[str, str] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
     extras: bool = False
     foreign_metadata: bool = False
@@ -207,11 +207,11 @@ class Domain:
         self.tail = f"  <qemu:commandline>\n{lines}  </qemu:commandline>\n"
         return self
 
-    # The owner's wishes.
+    # What the owner asks for.
 
-    def wish(self, **attributes: str) -> Domain:
+    def metadata(self, **attributes: str) -> Domain:
         """Attributes of the metadata element: ``policy="required"``, ``group_by="switch"``."""
-        self.wishes.update({name.replace("_", "-"): value for name, value in attributes.items()})
+        self.attributes.update({name.replace("_", "-"): value for name, value in attributes.items()})
         return self
 
     def keep(self, source: str) -> Domain:
@@ -283,10 +283,10 @@ class Domain:
 
     def _metadata(self) -> str:
         ours = ""
-        if self.wishes or self.kept:
-            wishes = "".join(f" {name}='{value}'" for name, value in self.wishes.items())
+        if self.attributes or self.kept:
+            written = "".join(f" {name}='{value}'" for name, value in self.attributes.items())
             keeps = "".join(f"<p:keep device='{source}'/>" for source in self.kept)
-            ours = f"    <p:pcinuma xmlns:p='urn:pcinuma:domain:1'{wishes}>{keeps}</p:pcinuma>\n"
+            ours = f"    <p:pcinuma xmlns:p='urn:pcinuma:domain:1'{written}>{keeps}</p:pcinuma>\n"
         other = "    <o:owner xmlns:o='urn:example:owner'><o:ticket n='7'>  a  b </o:ticket></o:owner>\n" if self.foreign_metadata else ""
         return f"  <metadata>\n{other}{ours}  </metadata>\n" if ours or other else ""
 

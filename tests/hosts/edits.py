@@ -1,4 +1,4 @@
-"""What people and libvirt do to a placed domain between two placements: a device more, a device less, a stranger on a port."""
+"""What people and libvirt do to a placed domain between two placements: a device more, a device less, a foreign device on a port."""
 
 from __future__ import annotations
 

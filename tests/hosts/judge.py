@@ -149,15 +149,15 @@ def _node(device: Passed, host: Host) -> Optional[int]:
 
 def ours_only_faults(before: bytes, after: bytes) -> list[str]:
     """The input and the output without what is ours must be the same."""
-    strangers = _strangers(before)
-    one, other = without_ours(before, strangers), without_ours(after, strangers)
+    foreign = _foreign(before)
+    one, other = without_ours(before, foreign), without_ours(after, foreign)
     if one == other:
         return []
     lines = difflib.unified_diff(one.splitlines(), other.splitlines(), "before", "after", lineterm="", n=1)
     return ["something that is not ours changed:\n" + "\n".join(lines)]
 
 
-def _strangers(xml: bytes) -> set[str]:
+def _foreign(xml: bytes) -> set[str]:
     """The devices that are not passed through and yet sit on a controller of ours, without their addresses."""
     guest, owned = Guest.of(xml), set(ours(xml))
     elements = [e.element for e in guest.endpoints if e.element is not None and e.at and e.at.bus in owned]
@@ -171,12 +171,12 @@ def _unaddressed(element: etree._Element) -> str:
     return lines(copy)
 
 
-def without_ours(xml: bytes, strangers: AbstractSet[str] = frozenset()) -> str:
-    """The domain without our controllers, our metadata and the guest addresses of passthrough devices and ``strangers``; a line per tag."""
+def without_ours(xml: bytes, foreign: AbstractSet[str] = frozenset()) -> str:
+    """The domain without our controllers, our metadata and the guest addresses of passthrough devices and ``foreign``; a line per tag."""
     root = etree.fromstring(xml)
     owned = set(ours(xml))
     for element in root.find("devices").iterchildren(etree.Element):
-        if strangers and _unaddressed(element) in strangers:
+        if foreign and _unaddressed(element) in foreign:
             element.remove(element.find("address"))
     for controller in root.findall("devices/controller[@type='pci']"):
         if int(controller.get("index", "-1")) in owned:

@@ -44,7 +44,7 @@ def kept(xml: str) -> set[str]:
     return {child.get("device", "") for child in children}
 
 
-def wish(xml: str, name: str) -> Optional[str]:
+def metadata_attribute(xml: str, name: str) -> Optional[str]:
     """What the owner wrote into the metadata: ``policy`` or ``group-by``."""
     element = etree.fromstring(xml).find(f"metadata/{NS}pcinuma")
     return None if element is None else element.get(name)
@@ -101,7 +101,7 @@ def same(before: str, after: str) -> bool:
     return lines(etree.fromstring(before)) == lines(etree.fromstring(after))
 
 
-def stranger_faults(before: str, after: str, *, exact: bool) -> list[str]:
+def foreign_device_faults(before: str, after: str, *, exact: bool) -> list[str]:
     """What is not ours must be as it was."""
     one, other = (without_ours(xml.encode()) if exact else shape(xml) for xml in (before, after))
     return [] if one == other else [f"something that is not ours changed:\n{difference(one, other)}"]

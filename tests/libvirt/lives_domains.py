@@ -98,12 +98,12 @@ _EXTRAS = """\
 def written(name: str, uuid: str, kind: str, sources: Sequence[str], *, extras: bool = False, policy: Optional[str] = None) -> str:
     """A domain as its owner writes it, without an address."""
     ticket = "<o:owner xmlns:o='urn:example:owner'><o:ticket n='7'>  a  b </o:ticket></o:owner>" if extras else ""
-    wish = f"<p:pcinuma xmlns:p='{NAMESPACE}' policy='{policy}'/>" if policy else ""
+    metadata = f"<p:pcinuma xmlns:p='{NAMESPACE}' policy='{policy}'/>" if policy else ""
     numa = {"no-cells": "", "one-cell": "<numa><cell id='0' cpus='0-1' memory='128' unit='MiB'/></numa>"}.get(kind, _CPUS)
     return f"""<domain type='qemu'>
   <name>{name}</name>
   <uuid>{uuid}</uuid>
-  {f"<metadata>{ticket}{wish}</metadata>" if ticket or wish else ""}
+  {f"<metadata>{ticket}{metadata}</metadata>" if ticket or metadata else ""}
   <memory unit='MiB'>128</memory>
   <vcpu>2</vcpu>
   {_BINDING.get(kind, "")}
@@ -204,7 +204,7 @@ def keep(source: str, on: bool) -> Deed:
     return deed
 
 
-def wishes(policy: str, group_by: Optional[str]) -> Deed:
+def owner_sets(policy: str, group_by: Optional[str]) -> Deed:
     """What ``pcinuma policy`` does to the metadata."""
 
     def deed(connection: libvirt.virConnect, domain: Optional[libvirt.virDomain]) -> Optional[libvirt.virDomain]:

@@ -24,8 +24,10 @@ from tests.libvirt.lives_checks import (
     Home,
     absent,
     difference,
+    foreign_device_faults,
     homes,
     kept,
+    metadata_attribute,
     movement_faults,
     placeable,
     placed,
@@ -33,9 +35,7 @@ from tests.libvirt.lives_checks import (
     same,
     shape,
     status_faults,
-    stranger_faults,
     undo_faults,
-    wish,
 )
 from tests.libvirt.lives_domains import (
     CARDS,
@@ -52,9 +52,9 @@ from tests.libvirt.lives_domains import (
     edit,
     keep,
     named,
+    owner_sets,
     rename,
     take_out,
-    wishes,
     written,
 )
 from tests.libvirt.lives_world import Said, World
@@ -259,7 +259,7 @@ class Lives(RuleBasedStateMachine):
     def policy(self, which: int, policy: str, group_by: Optional[str]) -> None:
         life = self._life(which)
         words = ["policy", life.name, policy, *(["--group-by", group_by] if group_by else [])]
-        self._expect(life, wishes(policy, group_by), devices=False)
+        self._expect(life, owner_sets(policy, group_by), devices=False)
         self.ask(*words)
         self._observe()
 
@@ -558,7 +558,7 @@ class Lives(RuleBasedStateMachine):
         decided = self.decided.get(life.uuid)
         if decided is not None:
             return decided
-        if wish(life.before or life.xml, "policy") in ("preferred", "required"):
+        if metadata_attribute(life.before or life.xml, "policy") in ("preferred", "required"):
             return True
         return life.uuid not in self.existing and self.settings.get("adopt", "new") == "new"
 
@@ -586,7 +586,7 @@ class Lives(RuleBasedStateMachine):
         before, after = life.before if life.before is not None else life.xml, self.world.definition(life.name)
         now = homes(after, host)
         allowed = self.allowed(life)
-        policy = wish(after, "policy") or self.settings.get("policy", "preferred")
+        policy = metadata_attribute(after, "policy") or self.settings.get("policy", "preferred")
         found: list[str] = []
         if life.reverted:
             found += self._undone(life, after) if ours(before.encode()) else self._same(life, before, after)
@@ -622,7 +622,7 @@ class Lives(RuleBasedStateMachine):
         host = self.world.model
         one, other = before.encode(), after.encode()
         plan = self._what_more(life)
-        found = stranger_faults(before, after, exact=life.certain)
+        found = foreign_device_faults(before, after, exact=life.certain)
         if self.only_looked and before != after:
             found.append(f"looked at again, and changed:\n{difference(before, after)}")
         if plan["changed"]:

@@ -80,8 +80,8 @@ def test_a_policy_that_is_set_in_the_metadata_counts_at_once(host: PrivateLibvir
     domain = host.connect().defineXML(guest("wishes", (GPU_0,)))
     with RunningDaemon(host) as daemon:
         until(lambda: daemon.outcome("wishes") == ("unchanged", "not-enabled"), "the decision")
-        wish = "<pcinuma policy='preferred'/>"
-        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, wish, "pcinuma", "urn:pcinuma:domain:1", CONFIG)
+        metadata = "<pcinuma policy='preferred'/>"
+        domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, metadata, "pcinuma", "urn:pcinuma:domain:1", CONFIG)
         await_cells(domain, {GPU_0: 0})
 
 

@@ -58,9 +58,9 @@ def test_in_a_definition_the_last_newcomer_lands_on_ours_and_is_moved_away(
     nics = "".join(NIC.format(number) for number in range(FREE + 1))
     domain = connection.defineXML(xml.replace("</devices>", nics + "</devices>"))
     try:
-        with_strangers = domain.XMLDesc(SECURE)
-        assert _cells_of_nics(with_strangers) == [None] * FREE + [0]
-        mended = place(with_strangers.encode(), request_with_spare)
+        with_foreign = domain.XMLDesc(SECURE)
+        assert _cells_of_nics(with_foreign) == [None] * FREE + [0]
+        mended = place(with_foreign.encode(), request_with_spare)
         assert mended.outcome is Outcome.PLACED
         settled = connection.defineXML(mended.xml.decode()).XMLDesc(SECURE)
         assert _cells_of_nics(settled) == [None] * (FREE + 1)

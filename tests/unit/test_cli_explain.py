@@ -10,12 +10,12 @@ import pytest
 from pcinuma.cli import main
 from pcinuma.cli.explain import explain
 from pcinuma.cli.sources import DomainSource
-from pcinuma.cli.verify import judge
+from pcinuma.cli.verify import check_domain
 from pcinuma.host.topology import read_topology
 from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.describe import is_endpoint
-from pcinuma.show.distance import Distance, Spot, distance
+from pcinuma.show.distance import Distance, Location, distance
 from tests.golden.cases import BY_NAME, CASES
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
@@ -30,18 +30,18 @@ def golden(name: str) -> DomainSource:
 @pytest.mark.parametrize(
     ("one", "other", "expected"),
     [
-        (Spot(0, "a", ("s",), "1"), Spot(0, "a", ("s",), "2"), Distance.PIX),
-        (Spot(0, "a", ("s", "t"), "1"), Spot(0, "a", ("s",), "2"), Distance.PXB),
-        (Spot(0, "a", ("s", "t"), "1"), Spot(0, "a", ("s", "u"), "2"), Distance.PXB),
-        (Spot(0, "a", ("s",), "1"), Spot(0, "a", ("t",), "2"), Distance.PHB),
-        (Spot(0, "a", (), "1"), Spot(0, "a", (), "2"), Distance.PHB),
-        (Spot(0, "a", (), "1"), Spot(0, "a", (), "1"), Distance.PIX),
-        (Spot(0, "a", (), "1"), Spot(0, "b", (), "2"), Distance.NODE),
-        (Spot(0, "a", (), "1"), Spot(1, "b", (), "2"), Distance.SYS),
-        (Spot(None, "a", (), "1"), Spot(None, "b", (), "2"), Distance.SYS),
+        (Location(0, "a", ("s",), "1"), Location(0, "a", ("s",), "2"), Distance.PIX),
+        (Location(0, "a", ("s", "t"), "1"), Location(0, "a", ("s",), "2"), Distance.PXB),
+        (Location(0, "a", ("s", "t"), "1"), Location(0, "a", ("s", "u"), "2"), Distance.PXB),
+        (Location(0, "a", ("s",), "1"), Location(0, "a", ("t",), "2"), Distance.PHB),
+        (Location(0, "a", (), "1"), Location(0, "a", (), "2"), Distance.PHB),
+        (Location(0, "a", (), "1"), Location(0, "a", (), "1"), Distance.PIX),
+        (Location(0, "a", (), "1"), Location(0, "b", (), "2"), Distance.NODE),
+        (Location(0, "a", (), "1"), Location(1, "b", (), "2"), Distance.SYS),
+        (Location(None, "a", (), "1"), Location(None, "b", (), "2"), Distance.SYS),
     ],
 )
-def test_distances_are_those_of_nccl(one: Spot, other: Spot, expected: Distance) -> None:
+def test_distances_are_those_of_nccl(one: Location, other: Location, expected: Distance) -> None:
     assert distance(one, other) is expected
     assert distance(other, one) is expected
 
@@ -74,7 +74,7 @@ def test_a_domain_that_is_left_alone_is_offered_no_grouping(tmp_path: Path) -> N
 
 def verdicts(tmp_path: Path, machine: str, name: str) -> dict[str, tuple[bool, str]]:
     MACHINES[machine]().write(tmp_path)
-    return {verdict.device.source: (verdict.passed, verdict.message) for verdict in judge(golden(name), tmp_path)}
+    return {verdict.device.source: (verdict.passed, verdict.message) for verdict in check_domain(golden(name), tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -104,7 +104,7 @@ def test_a_device_under_the_wrong_cell_fails(tmp_path: Path) -> None:
     MACHINES["two-sockets"]().write(tmp_path)
     xml = (GOLDEN / "two-nodes-out.xml").read_bytes()
     swapped = xml.replace(b"<node>0</node>", b"<node>X</node>").replace(b"<node>1</node>", b"<node>0</node>").replace(b"X", b"1")
-    found = judge(DomainSource("x", swapped, {}, True), tmp_path)
+    found = check_domain(DomainSource("x", swapped, {}, True), tmp_path)
     assert [verdict.passed for verdict in found] == [False, False]
     assert found[0].message == "host node 0 is cell 0, but the guest sees it under cell 1"
 
@@ -112,10 +112,10 @@ def test_a_device_under_the_wrong_cell_fails(tmp_path: Path) -> None:
 def test_devices_of_two_root_complexes_on_one_expander_fail_unless_grouped_by_node(tmp_path: Path) -> None:
     MACHINES["two-root-complexes"]().write(tmp_path)
     by_node = golden("two-root-complexes-node-out")
-    assert all(verdict.passed for verdict in judge(by_node, tmp_path))
+    assert all(verdict.passed for verdict in check_domain(by_node, tmp_path))
     claimed = re.sub(rb"(placement group-by=.)node", rb"\1root-complex", by_node.xml)
     assert claimed != by_node.xml
-    failed = [verdict for verdict in judge(DomainSource("x", claimed, {}, True), tmp_path) if not verdict.passed]
+    failed = [verdict for verdict in check_domain(DomainSource("x", claimed, {}, True), tmp_path) if not verdict.passed]
     assert failed
     assert all("another root complex" in verdict.message for verdict in failed)
 
@@ -132,7 +132,7 @@ def test_emulated_devices_with_a_host_device_behind_them_are_explained_where_the
     root = MACHINES["backed"]().write(tmp_path)
     (root / "etc/pcinuma").mkdir(parents=True)
     (root / "etc/pcinuma/pcinuma.conf").write_text(f"[placement]\nnear-backing = {setting}\n")
-    (root / "vm.xml").write_bytes(two_cells().block("/dev/nvme1n1").direct("eth0").wish(policy="off").formatted())
+    (root / "vm.xml").write_bytes(two_cells().block("/dev/nvme1n1").direct("eth0").metadata(policy="off").formatted())
     assert main(["explain", str(root / "vm.xml"), "--root", str(root)]) == 0
     text = capsys.readouterr().out
     assert ("0000:b3:00.0: node 1 (from numa_node), root complex 0000:b2" in text) is (setting == "on")

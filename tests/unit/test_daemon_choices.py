@@ -53,7 +53,7 @@ def version_1(folder: Path) -> bytes:
 
 
 def touched(state: State) -> set[str]:
-    """The domains that would be placed if their owners wish nothing."""
+    """The domains that would be placed if their owners ask for nothing."""
     return {uuid for uuid in ALL if allowed(state, Adopt.NEW, uuid, None)}
 
 

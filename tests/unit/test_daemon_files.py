@@ -12,7 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pcinuma.daemon.debounce import CALM, PATIENCE, Burst
+from pcinuma.daemon.debounce import CALM, PATIENCE, Debounce
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.file_watch import Fanotify, Inotify, Watch, open_watch
 from pcinuma.daemon.starts import SIGNS_ARE_LATE, Starts
@@ -172,10 +172,10 @@ def test_a_folder_that_comes_later_or_anew_is_watched_from_then_on(tmp_path: Pat
 
 @given(gaps=st.lists(st.floats(0, 0.5), max_size=60))
 def test_a_change_after_a_quiet_time_waits_for_nothing_and_no_burst_for_ever(gaps: list[float]) -> None:
-    burst, now, looked, began = Burst(), 100.0, -1.0, 100.0
+    debounce, now, looked, began = Debounce(), 100.0, -1.0, 100.0
     for gap in [10.0, *gaps]:
         now += gap
-        delay = burst.delay(now)
+        delay = debounce.delay(now)
         if gap > 0.2:
             assert delay == 0
         if delay == 0:

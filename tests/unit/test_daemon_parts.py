@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from pcinuma import engine
 from pcinuma.address import PciAddress
 from pcinuma.daemon import contention, hotplug
-from pcinuma.daemon import start_check as boot
 from pcinuma.daemon.contention import Contention
-from pcinuma.daemon.current_layout import strangers
+from pcinuma.daemon.current_layout import foreign_devices
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import networks, read_network, virtual_functions
+from pcinuma.daemon.start_check import StartCheck, check_start
 from pcinuma.daemon.state import State
 from pcinuma.domain.read import parse_domain
-from pcinuma.domain.summary import glance
+from pcinuma.domain.summary import summarise
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
 from pcinuma.reason import Outcome, Reason
@@ -82,20 +82,20 @@ STRANGER = ELEMENT.replace("domain:1", "domain:2")
 )
 def test_who_a_domain_is(xml: str, expected: tuple[str, Optional[str], Optional[Policy]]) -> None:
     padding = "<!-- " + "é" * 5000 + " -->"
-    assert tuple(glance(xml.encode())) == expected
-    assert tuple(glance(xml.replace("<domain>", f"<domain>{padding}").encode())) == expected
+    assert tuple(summarise(xml.encode())) == expected
+    assert tuple(summarise(xml.replace("<domain>", f"<domain>{padding}").encode())) == expected
 
 
 def test_who_a_domain_is_in_another_encoding() -> None:
     for encoding in ("utf-16", "iso-8859-15"):
         xml = f"<?xml version='1.0' encoding='{encoding}'?><domain><name>é€</name><metadata>{ELEMENT}</metadata></domain>"
-        assert glance(xml.encode(encoding)).name == "é€"
+        assert summarise(xml.encode(encoding)).name == "é€"
 
 
 @pytest.mark.parametrize("xml", [b"", b"no XML", b"<network/>", b"<domain><name>vm</name>"])
 def test_what_is_no_domain_is_nobody(xml: bytes) -> None:
     with pytest.raises(UnusableInput):
-        glance(xml)
+        summarise(xml)
 
 
 # Contention.
@@ -213,8 +213,8 @@ def test_only_networks_of_interfaces_are_asked_about() -> None:
 # What is about to boot.
 
 
-def examine(xml: bytes, host: Path, *, allow: bool = True, persistent: bool = True) -> boot.Boot:
-    return boot.judge(xml, lambda uuid: Request(host), lambda uuid, owner: allow, lambda uuid: persistent)
+def examine(xml: bytes, host: Path, *, allow: bool = True, persistent: bool = True) -> StartCheck:
+    return check_start(xml, lambda uuid: Request(host), lambda uuid, owner: allow, lambda uuid: persistent)
 
 
 def both(domain: Domain) -> Domain:
@@ -223,8 +223,8 @@ def both(domain: Domain) -> Domain:
 
 def test_an_unplaced_domain_counts_no_device_as_placed_though_the_engine_would_place_it(host: Path) -> None:
     found = examine(both(two_cells()).formatted(), host)
-    assert found.standing()[0].outcome is Outcome.FALLBACK
-    assert [device.placed for device in found.standing()[0].devices] == [False, False]
+    assert found.current_layout()[0].outcome is Outcome.FALLBACK
+    assert [device.placed for device in found.current_layout()[0].devices] == [False, False]
     assert found.placed is not None
     assert found.refusal is None
 
@@ -232,8 +232,8 @@ def test_an_unplaced_domain_counts_no_device_as_placed_though_the_engine_would_p
 def test_a_placed_domain_boots_as_it_is(host: Path) -> None:
     placed = engine.place(both(two_cells()).formatted(), Request(host)).xml
     found = examine(placed, host)
-    assert (found.standing()[0].reason, found.placed, found.refusal) == (Reason.ALREADY_PLACED, None, None)
-    assert all(device.placed for device in found.standing()[0].devices)
+    assert (found.current_layout()[0].reason, found.placed, found.refusal) == (Reason.ALREADY_PLACED, None, None)
+    assert all(device.placed for device in found.current_layout()[0].devices)
 
 
 def test_a_device_that_was_added_after_placing_is_the_one_that_is_not_placed(host: Path) -> None:
@@ -241,11 +241,11 @@ def test_a_device_that_was_added_after_placing_is_the_one_that_is_not_placed(hos
     new = two_cells().hostdev("b3:00.0", "02:00.0").formatted().decode()
     hostdev = new[new.index("    <hostdev") : new.index("</hostdev>") + len("</hostdev>\n")]
     found = examine(placed.replace("    <memballoon", hostdev + "    <memballoon").encode(), host)
-    assert {device.source: device.placed for device in found.standing()[0].devices} == {"0000:17:00.0": True, "0000:b3:00.0": False}
+    assert {device.source: device.placed for device in found.current_layout()[0].devices} == {"0000:17:00.0": True, "0000:b3:00.0": False}
 
 
 def test_required_counts_what_boots(host: Path) -> None:
-    strict = both(two_cells().wish(policy="required")).formatted()
+    strict = both(two_cells().metadata(policy="required")).formatted()
     assert "start it again" in (examine(strict, host).refusal or "")
     assert "pcinuma-proxy" in (examine(strict, host, persistent=False).refusal or "")
     assert examine(strict, host, allow=False).refusal is None
@@ -253,25 +253,25 @@ def test_required_counts_what_boots(host: Path) -> None:
 
 
 def test_a_host_that_changed_under_a_placed_domain_is_noticed(host: Path, tmp_path: Path) -> None:
-    strict = both(two_cells().wish(policy="required")).formatted()
+    strict = both(two_cells().metadata(policy="required")).formatted()
     placed = engine.place(strict, Request(host)).xml
     swapped = placed.replace(b"cellid='0'", b"cellid='9'").replace(b"cellid='1'", b"cellid='0'").replace(b"cellid='9'", b"cellid='1'")
     found = examine(swapped, host)
     assert found.refusal is not None
-    assert not any(device.placed for device in found.standing()[0].devices)
+    assert not any(device.placed for device in found.current_layout()[0].devices)
 
 
-def test_strangers_on_our_ports_are_those_that_are_not_passed_through(host: Path) -> None:
+def test_foreign_devices_on_our_ports_are_those_that_are_not_passed_through(host: Path) -> None:
     placed = engine.place(both(two_cells()).formatted(), replace(Request(host), settings=Settings(spare_ports=1))).xml
     domain = parse_domain(placed)
-    assert strangers(domain) == frozenset()
+    assert foreign_devices(domain) == frozenset()
     assert domain.placement is not None
     free = max(domain.placement.controllers)
     here = f"<address type='pci' domain='0x0000' bus='0x{free:02x}' slot='0x00' function='0x0'/>"
     rng = f"<rng model='virtio'><backend model='random'>/dev/urandom</backend>{here}</rng>"
     moved_in = placed.replace(b"</devices>", rng.encode() + b"</devices>")
-    assert strangers(parse_domain(moved_in)) == {PciAddress(0, free, 0, 0)}
-    assert strangers(parse_domain(both(two_cells()).formatted())) == frozenset()
+    assert foreign_devices(parse_domain(moved_in)) == {PciAddress(0, free, 0, 0)}
+    assert foreign_devices(parse_domain(both(two_cells()).formatted())) == frozenset()
 
 
 # Hot-plug.
@@ -290,9 +290,9 @@ def placed_with_spares(host: Path, spares: int) -> tuple[bytes, Request]:
 @pytest.mark.parametrize(("bus", "cell"), [(0x18, 0), (0xB4, 1)])
 def test_a_plugged_device_gets_a_spare_port_of_its_own_cell(host: Path, bus: int, cell: int) -> None:
     live, request = placed_with_spares(host, 1)
-    seated = hotplug.seat(live, hostdev_xml(bus), request)
-    assert seated.changed
-    with_device = parse_domain(live.replace(b"</devices>", seated.device_xml.encode() + b"</devices>"))
+    addressed = hotplug.assign_address(live, hostdev_xml(bus), request)
+    assert addressed.changed
+    with_device = parse_domain(live.replace(b"</devices>", addressed.device_xml.encode() + b"</devices>"))
     address = with_device.devices[-1].address
     assert address is not None
     port = with_device.controllers[address.bus]
@@ -304,9 +304,9 @@ def test_a_plugged_device_gets_a_spare_port_of_its_own_cell(host: Path, bus: int
 
 def test_without_a_spare_port_the_device_goes_as_it_came(host: Path) -> None:
     live, request = placed_with_spares(host, 0)
-    seated = hotplug.seat(live, hostdev_xml(0x18), request)
-    assert (seated.device_xml, seated.changed) == (hostdev_xml(0x18), False)
-    assert "spare" in (seated.message or "")
+    addressed = hotplug.assign_address(live, hostdev_xml(0x18), request)
+    assert (addressed.device_xml, addressed.changed) == (hostdev_xml(0x18), False)
+    assert "spare" in (addressed.message or "")
 
 
 @pytest.mark.parametrize(
@@ -323,14 +323,14 @@ def test_without_a_spare_port_the_device_goes_as_it_came(host: Path) -> None:
 )
 def test_a_device_that_is_not_to_be_moved_goes_as_it_came(host: Path, device: str) -> None:
     live, request = placed_with_spares(host, 2)
-    assert hotplug.seat(live, device, request)[:2] == (device, False)
+    assert hotplug.assign_address(live, device, request)[:2] == (device, False)
 
 
 def test_a_domain_that_is_not_placed_gets_its_device_as_it_came(host: Path) -> None:
-    assert not hotplug.seat(both(two_cells()).formatted(), hostdev_xml(0x18), Request(host)).changed
+    assert not hotplug.assign_address(both(two_cells()).formatted(), hostdev_xml(0x18), Request(host)).changed
 
 
 def test_what_is_no_xml_is_unusable(host: Path) -> None:
     live, request = placed_with_spares(host, 1)
     with pytest.raises(UnusableInput):
-        hotplug.seat(live, "<hostdev", request)
+        hotplug.assign_address(live, "<hostdev", request)

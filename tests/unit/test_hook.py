@@ -28,7 +28,7 @@ from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host, wr
 
 HOOK = CHECKOUT / "hook/qemu"
 UNPLACED = two_cells().hostdev("17:00.0").hostdev("b3:00.0").formatted()
-STRICT = two_cells().wish(policy="required").hostdev("17:00.0").hostdev("b3:00.0").formatted()
+STRICT = two_cells().metadata(policy="required").hostdev("17:00.0").hostdev("b3:00.0").formatted()
 OPERATIONS = [
     ("start", "begin"),
     ("started", "begin"),

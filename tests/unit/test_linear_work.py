@@ -15,7 +15,7 @@ import pytest
 from pcinuma import engine
 from pcinuma.daemon import mdevs, pools
 from pcinuma.domain.read import parse_domain
-from pcinuma.domain.summary import glance
+from pcinuma.domain.summary import summarise
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
 WORK: dict[str, Callable[[bytes, Path], Any]] = {
     "place": lambda xml, root: engine.place(xml, Request(root)),
     "serialise": lambda xml, _: Document(xml).serialise(),
-    "glance": lambda xml, _: glance(xml),
+    "glance": lambda xml, _: summarise(xml),
     "networks and mdevs": lambda xml, _: (pools.networks(xml), mdevs.uuids(xml)),
     "parse": lambda xml, _: parse_domain(xml),
 }

@@ -34,7 +34,7 @@ from tests.hosts.strategies import hosts
 
 _MEMORY = Path("/dev/shm")
 _GROUPINGS = st.sampled_from(list(GroupBy))
-_WISHES = st.sampled_from([None, *GroupBy])
+_GROUPINGS = st.sampled_from([None, *GroupBy])
 _OWN = f"metadata/{NS}pcinuma"
 
 
@@ -59,19 +59,19 @@ class Lives(RuleBasedStateMachine):
 
     @initialize(
         host=hosts(), data=st.data(), cells=st.integers(1, 3), machine=st.sampled_from(["q35", "q35", "q35", "pc"]),
-        keeps=st.booleans(), strangers=st.integers(0, 2), wish=_WISHES,
+        keeps=st.booleans(), foreign=st.integers(0, 2), group_by=_GROUPINGS,
     )  # fmt: skip
     def define(
-        self, host: Host, data: st.DataObject, cells: int, machine: str, keeps: bool, strangers: int, wish: Optional[GroupBy]
+        self, host: Host, data: st.DataObject, cells: int, machine: str, keeps: bool, foreign: int, group_by: Optional[GroupBy]
     ) -> None:
         self.host, self.keeps = host, keeps
         self._write_host()
         domain = Domain().on(machine).cells(*map(str, range(cells)))
         for cell in range(cells):
             domain.memnode(cell, str(sorted(host.nodes)[cell % len(host.nodes)]))
-        if wish is not None:
-            domain.wish(group_by=wish.value)
-        for _ in range(strangers):
+        if group_by is not None:
+            domain.metadata(group_by=group_by.value)
+        for _ in range(foreign):
             domain.nic()
         self._some_card(domain, data)
         for source in self._unused(domain.raw(), data, 5):
@@ -156,14 +156,14 @@ class Lives(RuleBasedStateMachine):
     @rule(policy=st.sampled_from(["off", "preferred"]))
     def say_policy(self, policy: str) -> None:
         """A policy in the metadata."""
-        self._wish("policy", policy)
+        self._set_metadata("policy", policy)
 
-    @rule(wish=_WISHES)
-    def say_grouping(self, wish: Optional[GroupBy]) -> None:
+    @rule(group_by=_GROUPINGS)
+    def say_grouping(self, group_by: Optional[GroupBy]) -> None:
         """A grouping in the metadata: for devices that come, and for a layout afresh."""
-        self._wish("group-by", wish.value if wish else None)
+        self._set_metadata("group-by", group_by.value if group_by else None)
 
-    def _wish(self, name: str, value: Optional[str]) -> None:
+    def _set_metadata(self, name: str, value: Optional[str]) -> None:
         root = etree.fromstring(self.xml)
         own = root.find(_OWN)
         if own is None:
@@ -285,7 +285,7 @@ class Lives(RuleBasedStateMachine):
                 found += _gaps(xml, result.xml)
             owners = address_faults(Guest.of(xml).completed())  # what the owner did to a slot
             found = [fault for fault in found if fault not in owners]
-            if ours(xml) and not ours(result.xml) and _strangers_on_ours(xml):  # ports that somebody sits on are his now
+            if ours(xml) and not ours(result.xml) and _foreign_on_ours(xml):  # ports that somebody sits on are his now
                 found = [fault for fault in found if "not ours" not in fault]
             if not self.keeps:  # devices without an address may land on an emptied port of ours, and are moved when libvirt has said so
                 found = [fault for fault in found if "lands on our expander" not in fault and "has hotplug on" not in fault]
@@ -325,7 +325,7 @@ class Lives(RuleBasedStateMachine):
     def _can_be_taken_back(self, xml: bytes, told: str) -> None:
         back = revert(xml).xml
         assert not ours(back) and placement(back) is None, told
-        assert _text(without_ours(back)) == _text(without_ours(xml)) or _strangers_on_ours(xml), told
+        assert _text(without_ours(back)) == _text(without_ours(xml)) or _foreign_on_ours(xml), told
         guest = Guest.of(back)
         if not guest.express:
             guest = Guest.of(kept(back))
@@ -395,7 +395,7 @@ def _text(xml: str) -> str:
     return re.sub(r">\s+<", "><", xml)
 
 
-def _strangers_on_ours(xml: bytes) -> bool:
+def _foreign_on_ours(xml: bytes) -> bool:
     """Whether something sits on a controller of ours that pcinuma did not put there."""
     guest, owned, element = Guest.of(xml), set(ours(xml)), placement(xml)
     recorded = {entry.get("source") for entry in element.findall(f"{NS}device")} if element is not None else set()

@@ -9,8 +9,8 @@ from typing import Optional
 import pytest
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.current_layout import with_standing
-from pcinuma.daemon.hotplug import seat
+from pcinuma.daemon.current_layout import with_current_layout
+from pcinuma.daemon.hotplug import assign_address
 from pcinuma.domain.read import parse_domain
 from pcinuma.engine import Request, Result, place, revert
 from pcinuma.errors import ConfigError
@@ -238,16 +238,16 @@ def test_its_owner_keeps_one_by_its_source(root: Path) -> None:
 def test_the_report_of_an_unplaced_definition_has_their_addresses(root: Path) -> None:
     """What the hook and the reconciler say of a domain that they do not change."""
     xml = _both().formatted()
-    wished = place(xml, Request(root=root, settings=ON))
-    assert [line.guest_address for line in with_standing(parse_domain(xml), xml, wished).devices] == ["0000:03:00.0", "0000:01:00.0"]
+    wanted = place(xml, Request(root=root, settings=ON))
+    assert [line.guest_address for line in with_current_layout(parse_domain(xml), xml, wanted).devices] == ["0000:03:00.0", "0000:01:00.0"]
 
 
 def test_one_that_is_plugged_in_gets_a_spare_port_of_its_place(root: Path) -> None:
     settings = Settings(near_backing=True, spare_ports=1)
     live = place(_both().formatted(), Request(root=root, settings=settings)).xml
     disk = Domain().block("/dev/nvme1n1p1", "vdz").devices[0].text()
-    assert not seat(live, disk, Request(root=root, settings=Settings(spare_ports=1))).changed
-    seated = seat(live, disk, Request(root=root, settings=settings))
-    assert seated.changed
-    found = place(live.replace(b"  </devices>", seated.device_xml.encode() + b"  </devices>"), Request(root=root, settings=settings))
+    assert not assign_address(live, disk, Request(root=root, settings=Settings(spare_ports=1))).changed
+    addressed = assign_address(live, disk, Request(root=root, settings=settings))
+    assert addressed.changed
+    found = place(live.replace(b"  </devices>", addressed.device_xml.encode() + b"  </devices>"), Request(root=root, settings=settings))
     assert _cells(found)["vdz@/dev/nvme1n1p1"] == 1

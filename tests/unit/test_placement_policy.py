@@ -1,4 +1,4 @@
-"""Policies, wishes and exit code 1, through the real command."""
+"""Policies, metadata and exit code 1, through the real command."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def test_required_on_the_command_line_exits_1_when_it_is_not_met(command: Comman
 
 
 def test_required_in_the_metadata_alone_exits_1_too(command: Command) -> None:
-    xml = _pair(Domain().cells("0-1").memnode(0, "0").wish(policy="required")).raw()
+    xml = _pair(Domain().cells("0-1").memnode(0, "0").metadata(policy="required")).raw()
     answer = command.on("two-sockets").place(xml)
     assert (answer.code, answer.out) == (1, b"")
 
 
 def test_preferred_on_the_command_line_wins_over_required_in_the_metadata(command: Command) -> None:
-    xml = _pair(Domain().cells("0-1").memnode(0, "0").wish(policy="required")).raw()
+    xml = _pair(Domain().cells("0-1").memnode(0, "0").metadata(policy="required")).raw()
     answer = command.on("two-sockets").place(xml, "--policy", "preferred")
     assert answer.code == 0 and answer.report is not None and answer.report["outcome"] == "placed"
 
@@ -93,7 +93,7 @@ def test_a_domain_without_passthrough_devices_meets_required(command: Command) -
 
 @pytest.mark.parametrize("arguments", [[], ["--policy", "required"], ["--policy", "preferred"]])
 def test_the_owners_off_wins_over_everything(arguments: list[str], command: Command) -> None:
-    xml = _pair(two_cells().wish(policy="off")).raw()
+    xml = _pair(two_cells().metadata(policy="off")).raw()
     command.on("two-sockets").place(xml, *arguments).leaves(xml, "unchanged", "policy-off")
 
 
@@ -112,24 +112,24 @@ def test_off_in_the_configuration_yields_to_the_owners_preferred(command: Comman
     command.on("two-sockets").configure("[placement]\npolicy = off\n")
     xml = _pair(two_cells()).raw()
     command.place(xml).leaves(xml, "unchanged", "policy-off")
-    assert command.place(_pair(two_cells().wish(policy="preferred")).raw()).out != xml
+    assert command.place(_pair(two_cells().metadata(policy="preferred")).raw()).out != xml
 
 
 @pytest.mark.parametrize(("attribute", "value"), [("policy", "bogus"), ("group_by", "socket")])
 def test_a_bogus_wish_in_the_metadata_is_a_fallback(attribute: str, value: str, command: Command) -> None:
-    xml = _pair(two_cells().wish(**{attribute: value})).raw()
+    xml = _pair(two_cells().metadata(**{attribute: value})).raw()
     command.on("two-sockets").place(xml).leaves(xml, "fallback", "bad-value")
 
 
 @pytest.mark.parametrize("wish", ["switch", "node"])
-def test_group_by_on_the_command_line_wins_over_the_owners(wish: str, command: Command) -> None:
-    xml = two_cells().wish(group_by=wish).hostdev("24:00.0").hostdev("26:00.0").raw()
+def test_group_by_on_the_command_line_wins_over_the_owners(group_by: str, command: Command) -> None:
+    xml = two_cells().metadata(group_by=group_by).hostdev("24:00.0").hostdev("26:00.0").raw()
     command.on("eight-gpus")
     for argument in ("root-complex", "node", "switch"):
         answer = command.place(xml, "--group-by", argument)
         assert answer.report is not None and answer.report["group_by"] == argument
     owners = command.place(xml).report
-    assert owners is not None and owners["group_by"] == wish
+    assert owners is not None and owners["group_by"] == group_by
 
 
 def test_group_by_is_null_where_nothing_is_placed(command: Command) -> None:

@@ -124,7 +124,7 @@ def test_a_device_whose_keep_was_taken_away_moves_and_the_others_do_not(machine:
 
 
 def test_reverting_a_domain_with_a_wish_keeps_the_wish(machine: Maker) -> None:
-    start = _pair(two_cells().wish(policy="required", group_by="node").keep("0000:19:00.0")).formatted()
+    start = _pair(two_cells().metadata(policy="required", group_by="node").keep("0000:19:00.0")).formatted()
     back = revert(machine("two-sockets").place(start).xml).xml
     assert b"policy='required'" in back and b"group-by='node'" in back and b"0000:19:00.0" in back
 
@@ -228,7 +228,7 @@ def test_a_function_without_affinity_goes_along_with_its_card(tmp_path: Path) ->
     assert [line.placed for line in result.devices] == [True, True]
 
 
-def test_a_stranger_that_shares_a_slot_with_a_device_keeps_it_there(machine: Maker) -> None:
+def test_a_foreign_device_that_shares_a_slot_with_a_device_keeps_it_there(machine: Maker) -> None:
     xml = two_cells().hostdev("17:00.0", "03:00.0", multifunction=True).nic("03:00.1").hostdev("b3:00.0").formatted()
     result = machine("two-sockets").place(xml)
     assert _why(result, "0000:17:00.0") is Reason.SHARED_SLOT
@@ -264,7 +264,7 @@ def test_a_placed_domain_without_numa_cells_any_more_does_not_keep_its_placement
     assert all(c.node is None for c in Guest.of(result.xml).controllers.values())
 
 
-def test_spare_ports_stay_hot_pluggable_and_catch_no_stranger_in_raw_xml(machine: Maker) -> None:
+def test_spare_ports_stay_hot_pluggable_and_catch_no_foreign_device_in_raw_xml(machine: Maker) -> None:
     xml = _pair(two_cells().nic().disk()).raw()
     result = machine("two-sockets").place(xml, settings=Settings(spare_ports=2))
     guest = Guest.of(result.xml)

@@ -50,7 +50,7 @@ def test_reverting_what_libvirt_has_formatted_leaves_everybody_reachable(root: P
     assert address_faults(Guest.of(again)) == []
 
 
-def test_a_stranger_keeps_the_controller_of_ours_that_it_came_to_sit_on(root: Path) -> None:
+def test_a_foreign_device_keeps_the_controller_of_ours_that_it_came_to_sit_on(root: Path) -> None:
     placed = place(_pair(two_cells().nic("02:00.0")).raw(), Request(root=root)).xml
     back = Guest.of(revert(placed).xml)
     assert [e.at.bus in back.controllers for e in back.endpoints if e.name == "interface" and e.at] == [True]

@@ -13,7 +13,7 @@ from pcinuma.proxy.admission import Admission
 
 IN_ALL, FOR_ROOT, OF_A_USER = 12, 3, 5
 
-STEPS = st.lists(st.one_of(st.tuples(st.just("knock"), st.integers(0, 4)), st.just(("next", 0)), st.just(("leave", 0))), max_size=200)
+STEPS = st.lists(st.one_of(st.tuples(st.just("arrive"), st.integers(0, 4)), st.just(("next", 0)), st.just(("leave", 0))), max_size=200)
 
 
 @given(steps=STEPS)
@@ -23,13 +23,13 @@ def test_everybody_has_his_turn_and_his_limit(steps: list[tuple[str, int]]) -> N
     served: list[int] = []
     passed_over: Counter[int] = Counter()
     for number, (step, uid) in enumerate(steps):
-        if step == "knock":
+        if step == "arrive":
             has = len(waiting.get(uid, ())) + served.count(uid)
             if uid and has >= OF_A_USER:
                 with pytest.raises(PcinumaError, match=f"uid {uid}: it has {OF_A_USER} connections already"):
-                    admission.knock(uid, (uid, number))
+                    admission.arrive(uid, (uid, number))
             else:
-                admission.knock(uid, (uid, number))
+                admission.arrive(uid, (uid, number))
                 waiting.setdefault(uid, deque()).append(number)
         elif step == "next":
             found = admission.next()
@@ -49,8 +49,8 @@ def test_everybody_has_his_turn_and_his_limit(steps: list[tuple[str, int]]) -> N
                 passed_over.update(other for other in waiting if other not in (0, uid))
             assert max(passed_over.values(), default=0) <= 4, "nobody is passed over by more than each other user once"
         elif served:
-            admission.left(served.pop(0))
+            admission.leave(served.pop(0))
         assert admission.served == len(served)
         assert len(served) <= IN_ALL
-    left = admission.dismiss()
+    left = admission.drain()
     assert sorted(left) == sorted((uid, number) for uid, queue in waiting.items() for number in queue)

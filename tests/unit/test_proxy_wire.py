@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from pcinuma.proxy import calls, wire
 from pcinuma.proxy.calls import Procedure
 from pcinuma.proxy.relay import Relay
-from pcinuma.proxy.requests import QuestionPipe, frame
+from pcinuma.proxy.requests import RequestPipe, frame
 from pcinuma.proxy.wire import Framing, Header, Kind
 
 UUID = uuid.UUID("5ad3b1c4-6f1c-4a5e-8a39-0d6f0c2c7e11")
@@ -143,7 +143,7 @@ def fed(framing: Framing, stream: bytes, cuts: list[int]) -> list[tuple[str, byt
             seen.append(("held", kept[: held.length]))
             framing.release(kept)
             kept = kept[held.length :]
-    assert framing.blind or len(kept) < wire.HEADER_SIZE + 4 or framing.scan(kept)[1] is not None
+    assert framing.unframed or len(kept) < wire.HEADER_SIZE + 4 or framing.scan(kept)[1] is not None
     return [*seen, ("kept", kept)] if kept else seen
 
 
@@ -189,13 +189,13 @@ def test_of_nonsense_not_a_byte_is_lost(noise: bytes, cuts: list[int]) -> None:
 def test_what_is_no_message_of_the_protocol_makes_it_blind(broken: bytes) -> None:
     framing = interest()
     assert framing.scan(broken + message(Procedure.DOMAIN_CREATE, domain())) == (len(broken) + len(message(9, domain())), None)
-    assert framing.blind
+    assert framing.unframed
 
 
 def test_a_length_that_libvirt_hangs_up_on_is_passed_on_at_once() -> None:
     framing = interest()
     assert framing.scan(b"GET / HTTP/1.1") == (14, None)
-    assert framing.blind
+    assert framing.unframed
 
 
 def test_after_sasl_an_encrypted_stream_is_left_alone() -> None:
@@ -204,7 +204,7 @@ def test_after_sasl_an_encrypted_stream_is_left_alone() -> None:
     assert framing.scan(authentication) == (len(authentication), None)
     packet = struct.pack(">I", 400) + os.urandom(4) + struct.pack(">5I", 1, 9, 0, 1, 0) + bytes(376)
     assert framing.scan(packet) == (len(packet), None)
-    assert framing.blind
+    assert framing.unframed
 
 
 def test_after_sasl_without_encryption_calls_are_still_seen() -> None:
@@ -229,23 +229,23 @@ class Rig:
         self.client, near_client = socket.socketpair()
         self.libvirt, near_libvirt = socket.socketpair()
         self.parent, near_parent = socket.socketpair()
-        self.questions: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
         self.client.settimeout(120)
         self.libvirt.settimeout(120)
         self._answer = answer
         near_parent.setblocking(False)
-        relay = Relay(near_client, near_libvirt, QuestionPipe(near_parent, patience - 1), read_only)
+        relay = Relay(near_client, near_libvirt, RequestPipe(near_parent, patience - 1), read_only)
         self._ends = [near_client, near_libvirt, near_parent]
         self.thread = threading.Thread(target=self._run, args=[relay], daemon=True)
         self.thread.start()
-        threading.Thread(target=self._broker, daemon=True).start()
+        threading.Thread(target=self._parent_answers, daemon=True).start()
 
     def _run(self, relay: Relay) -> None:
         relay.run()
         for end in self._ends:
             end.close()
 
-    def _broker(self) -> None:
+    def _parent_answers(self) -> None:
         inbox = b""
         while True:
             try:
@@ -257,11 +257,11 @@ class Rig:
             inbox += data
             while b"\0" in inbox:
                 raw, _, inbox = inbox.partition(b"\0")
-                question = json.loads(raw)
-                self.questions.append(question)
-                xml = self._answer(question)
+                request = json.loads(raw)
+                self.requests.append(request)
+                xml = self._answer(request)
                 if xml != "never":
-                    self.parent.sendall(frame({"number": question["number"], "xml": xml}))
+                    self.parent.sendall(frame({"number": request["number"], "xml": xml}))
 
     def open(self, flags: int = 0, status: int = 0) -> None:
         call = opening(flags=flags)
@@ -279,7 +279,7 @@ class Rig:
 
 
 @contextmanager
-def rig(answer: Callable[[dict[str, Any]], Optional[str]] = lambda _question: None, **options: Any) -> Iterator[Rig]:
+def rig(answer: Callable[[dict[str, Any]], Optional[str]] = lambda _request: None, **options: Any) -> Iterator[Rig]:
     relay = Rig(answer, **options)
     try:
         yield relay
@@ -298,7 +298,7 @@ def exactly(sock: socket.socket, size: int) -> bytes:
 
 
 def test_a_create_goes_on_with_the_placed_xml_and_what_follows_does_not_overtake_it() -> None:
-    with rig(lambda question: question["xml"].replace("plain", "placed & so on")) as relay:
+    with rig(lambda request: request["xml"].replace("plain", "placed & so on")) as relay:
         relay.open()
         create = message(Procedure.DOMAIN_CREATE_XML, string(b"<domain>plain</domain>") + b"\0\0\0\1", serial=3)
         after = message(14, b"later", serial=4)
@@ -313,7 +313,7 @@ def test_a_start_is_announced_and_goes_on_as_it_came() -> None:
         start = message(Procedure.DOMAIN_CREATE_WITH_FLAGS, domain() + b"\0\0\0\0")
         relay.client.sendall(start)
         assert exactly(relay.libvirt, len(start)) == start
-        assert [(question["topic"], question["domain"]) for question in relay.questions] == [("start", str(UUID))]
+        assert [(request["kind"], request["domain"]) for request in relay.requests] == [("start", str(UUID))]
 
 
 @pytest.mark.parametrize("how", ["not opened", "read-only", "refused", "read-only socket"])
@@ -324,11 +324,11 @@ def test_nobody_without_write_access_causes_a_placement(how: str) -> None:
         start = message(Procedure.DOMAIN_CREATE, domain())
         relay.client.sendall(start)
         assert exactly(relay.libvirt, len(start)) == start
-        assert relay.questions == []
+        assert relay.requests == []
 
 
 def test_without_an_answer_the_call_goes_on_as_it_came_and_a_late_answer_is_nobodys() -> None:
-    with rig(lambda _question: "never", patience=1.2) as relay:
+    with rig(lambda _request: "never", patience=1.2) as relay:
         relay.open()
         create = message(Procedure.DOMAIN_CREATE_XML, string(b"<domain/>") + b"\0\0\0\0")
         relay.client.sendall(create)
@@ -340,7 +340,7 @@ def test_without_an_answer_the_call_goes_on_as_it_came_and_a_late_answer_is_nobo
 
 def test_descriptors_arrive_with_their_messages_both_ways() -> None:
     read_end, write_end = os.pipe()
-    with rig(lambda question: "<domain>placed</domain>") as relay:
+    with rig(lambda request: "<domain>placed</domain>") as relay:
         relay.open()
         create = message(
             Procedure.DOMAIN_CREATE_XML_WITH_FILES, struct.pack(">I", 2) + string(b"<domain/>") + b"\0\0\0\0", Kind.CALL_WITH_FDS

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pcinuma.domain.address import read_spot
+from pcinuma.domain.address import read_location
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.xml import Document
@@ -123,7 +123,7 @@ def test_long_values_are_not_remembered() -> None:
 def test_a_sentence_about_a_long_value_is_short(length: int) -> None:
     element = Document(f"<domain slot='{length * 'x'}'/>".encode()).root
     with pytest.raises(DomainError) as raised:
-        read_spot(element, "it")
+        read_location(element, "it")
     assert len(str(raised.value)) < 200 and str(length) in str(raised.value)
     xml = f"<domain><cpu><numa><cell cpus='{length * '1'}'/></numa></cpu></domain>".encode()
     problem: Optional[str] = read_domain(Document(xml))[0].problem

@@ -46,8 +46,8 @@ def test_a_device_whose_old_address_went_to_another_is_left_to_libvirt(tmp_path:
 def test_a_vacated_address_that_an_emulated_device_took_is_not_given_twice(tmp_path: Path) -> None:
     placed = _placed(two_sockets().write(tmp_path))
     bus = re.findall(rb"<pcinuma:device source='0000:17:00.0' domain='0x0000' bus='(0x..)'", placed)[0]
-    stranger = b"    <rng model='virtio'><address type='pci' domain='0x0000' bus='" + bus + b"' slot='0x00' function='0x0'/></rng>\n"
-    taken_back = revert(placed.replace(b"  </devices>", stranger + b"  </devices>")).xml
+    foreign = b"    <rng model='virtio'><address type='pci' domain='0x0000' bus='" + bus + b"' slot='0x00' function='0x0'/></rng>\n"
+    taken_back = revert(placed.replace(b"  </devices>", foreign + b"  </devices>")).xml
     assert not any(b"bus='" + bus + b"'" in address for address in _guest_addresses(taken_back))
 
 

@@ -13,8 +13,8 @@ import pytest
 from pcinuma import engine
 from pcinuma.cli import devices
 from pcinuma.daemon import hotplug, mdevs, pools
-from pcinuma.daemon import start_check as boot
-from pcinuma.domain import summary as glance
+from pcinuma.daemon.start_check import check_start
+from pcinuma.domain import summary as summarise
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
@@ -39,15 +39,15 @@ ENTRIES: dict[str, tuple[str, Callable[[bytes], Any]]] = {
     "document": (DOMAIN, Document),
     "place": (DOMAIN, lambda xml: engine.place(xml, Request(Path("/nowhere")))),
     "revert": (DOMAIN, engine.revert),
-    "glance": (DOMAIN, glance.glance),
+    "glance": (DOMAIN, summarise.summarise),
     "standing": (DOMAIN, parse_domain),
-    "boot": (DOMAIN, lambda xml: boot.judge(xml, lambda _: Request(Path("/nowhere")), lambda *_: True, lambda _: True)),
+    "boot": (DOMAIN, lambda xml: check_start(xml, lambda _: Request(Path("/nowhere")), lambda *_: True, lambda _: True)),
     "networks of a domain": (DOMAIN, pools.networks),
     "mdevs of a domain": (DOMAIN, mdevs.uuids),
     "network": (NETWORK, lambda xml: pools.read_network(xml.decode("latin-1"))),
     "node device": (NODE_DEVICE, lambda xml: mdevs.read_node_device(xml.decode("latin-1"))),
-    "running domain": (DOMAIN, lambda xml: hotplug.seat(xml, DEVICE, Request(Path("/nowhere")))),
-    "plugged device": (DEVICE, lambda xml: hotplug.seat(DOMAIN.encode(), xml.decode("latin-1"), Request(Path("/nowhere")))),
+    "running domain": (DOMAIN, lambda xml: hotplug.assign_address(xml, DEVICE, Request(Path("/nowhere")))),
+    "plugged device": (DEVICE, lambda xml: hotplug.assign_address(DOMAIN.encode(), xml.decode("latin-1"), Request(Path("/nowhere")))),
     "attached device": (DEVICE, devices.source_of),
     "detached device": (DOMAIN, lambda xml: devices.wanted("0000:01:00.0").find(xml)),
     "lab": (DOMAIN, layout.read),
@@ -165,7 +165,7 @@ def test_a_command_says_in_one_line_what_is_wrong_with_it(tmp_path: Path, fifo: 
 
 def test_a_domain_without_one_is_still_read(tmp_path: Path) -> None:
     assert engine.place(DOMAIN.replace("required", "off").encode(), Request(tmp_path)).outcome is Outcome.UNCHANGED
-    assert glance.glance(DOMAIN.encode()).name == "a"
+    assert summarise.summarise(DOMAIN.encode()).name == "a"
     assert pools.networks(DOMAIN.encode()) == ["n"] and mdevs.uuids(DOMAIN.encode()) == ["u"]
 
 
