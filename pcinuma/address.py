@@ -24,6 +24,11 @@ class PciAddress(NamedTuple):
     def __str__(self) -> str:
         return _spelled(self)
 
+    @property
+    def device(self) -> tuple[int, int, int]:
+        """Domain, bus and slot: what the functions of one device share."""
+        return self.domain, self.bus, self.slot
+
     @classmethod
     def parse(cls, text: str) -> Optional[PciAddress]:
         """The address that sysfs spells ``0000:17:00.0``; None if ``text`` is no such name."""

@@ -24,6 +24,7 @@ NO_ADDRESS = PciAddress(0, 0, 0, 0)
 _ADDRESS = frozenset(("type", "domain", "bus", "slot", "function"))
 _TWO = tuple(f"0x{number:02x}" for number in range(256))
 _ONE = tuple(f"0x{number:x}" for number in range(8))
+_MULTIFUNCTION = " multifunction='on'"
 
 
 def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
@@ -174,32 +175,29 @@ def _controller_text(new: Controller, before: str, deeper: str, deepest: str) ->
 
     ``before``, ``deeper``, ``deepest``: the white space before it, its elements and theirs.
     """
-    index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index = new
+    model, address = new.model, new.address
     content = f"{deeper}<model name='spapr-pci-host-bridge'/>" if model == "pci-root" else ""
     attributes = ""
-    if target_index is not None:
-        attributes += f" index='{target_index}'"
-    if bus_nr is not None:
-        attributes += f" busNr='{bus_nr}'"
-    if chassis is not None:
-        attributes += f" chassis='{chassis}'"
-    if hotplug is not None:
-        attributes += " hotplug='on'" if hotplug else " hotplug='off'"
-    if node is not None:
-        content += f"{deeper}<target{attributes}>{deepest}<node>{node}</node>{deeper}</target>"
+    if new.target_index is not None:
+        attributes += f" index='{new.target_index}'"
+    if new.bus_nr is not None:
+        attributes += f" busNr='{new.bus_nr}'"
+    if new.chassis is not None:
+        attributes += f" chassis='{new.chassis}'"
+    if new.hotplug is not None:
+        attributes += " hotplug='on'" if new.hotplug else " hotplug='off'"
+    if new.node is not None:
+        content += f"{deeper}<target{attributes}>{deepest}<node>{new.node}</node>{deeper}</target>"
     elif attributes:
         content += f"{deeper}<target{attributes}/>"
     if address is not None:
-        _, bus, slot, function = address
-        several = " multifunction='on'" if multifunction else ""
-        content += (
-            f"{deeper}<address type='pci' domain='0x0000' bus='{_TWO[bus]}' slot='{_TWO[slot]}' function='{_ONE[function]}'{several}/>"
-        )
-    return f"<controller type='pci' index='{index}' model='{model}'>{content}{before}</controller>"
+        where = f"bus='{_TWO[address.bus]}' slot='{_TWO[address.slot]}' function='{_ONE[address.function]}'"
+        content += f"{deeper}<address type='pci' domain='0x0000' {where}{_MULTIFUNCTION if new.multifunction else ''}/>"
+    return f"<controller type='pci' index='{new.index}' model='{model}'>{content}{before}</controller>"
 
 
 def _spelled(address: PciAddress, multifunction: Optional[str]) -> tuple[tuple[str, str], ...]:
-    """An address as libvirt formats it."""
-    _, bus, slot, function = address  # the guest's PCI domain is always 0
-    spelled = ("type", "pci"), ("domain", "0x0000"), ("bus", _TWO[bus]), ("slot", _TWO[slot]), ("function", _ONE[function])
+    """An address as libvirt formats it; the guest's PCI domain is always 0."""
+    slot_and_function = ("slot", _TWO[address.slot]), ("function", _ONE[address.function])
+    spelled = ("type", "pci"), ("domain", "0x0000"), ("bus", _TWO[address.bus]), *slot_and_function
     return spelled if multifunction is None else (*spelled, ("multifunction", multifunction))

@@ -31,10 +31,10 @@ def as_made(placement: Placement, controllers: Mapping[int, Controller], machine
         controller = controllers.get(index)
         if controller is None or index == 0:
             continue
-        _, model, address, bus_nr, node, _, _, _, target_index = controller
+        model, address = controller.model, controller.address
         if model == machine.value:
-            on_root = bus_nr is not None and address is not None and address.bus == 0
-            if node is not None and (on_root or (machine is MachineKind.PHB and target_index is not None)):
+            on_root = controller.bus_nr is not None and address is not None and address.bus == 0
+            if controller.node is not None and (on_root or (machine is MachineKind.PHB and controller.target_index is not None)):
                 ours[index] = model
         elif machine is MachineKind.PCIE and address is not None:
             if address.bus in ours:
@@ -54,11 +54,11 @@ def removable(candidates: Iterable[int], controllers: Mapping[int, Controller], 
     A controller that somebody sits on keeps what is above it, and function 0 of a slot stays while there are others.
     """
     found = set(candidates)
-    first_of_slot = {c.address[:3]: index for index, c in controllers.items() if c.address is not None and not c.address.function}
+    first_of_slot = {c.address.device: index for index, c in controllers.items() if c.address is not None and not c.address.function}
     pending = [*others, *(c.address for index, c in controllers.items() if index not in found and c.address is not None)]
     while pending:
         address = pending.pop()
-        for index in {address.bus, first_of_slot.get(address[:3], address.bus) if address.function else address.bus} & found:
+        for index in {address.bus, first_of_slot.get(address.device, address.bus) if address.function else address.bus} & found:
             found.discard(index)
             above = controllers[index].address
             if above is not None:

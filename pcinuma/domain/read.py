@@ -234,7 +234,7 @@ class _Reader:
         self.controller_elements[index] = element
 
     def _passthrough(self, element: etree._Element, address_element: Optional[etree._Element], named: Named) -> None:
-        source, form, host, name, attached_as, problem = named
+        source, attached_as, problem = named.source, named.attached_as, named.problem
         address: Optional[PciAddress] = None
         original: Attributes = ()
         try:
@@ -251,7 +251,7 @@ class _Reader:
             problem = f"{source}: the domain names this device twice"
         if problem is not None:
             self.problem = self.problem or problem
-        self.devices.append(Passthrough(source, form, host, name, address, original, attached_as, problem))
+        self.devices.append(Passthrough(source, named.form, named.host, named.name, address, original, attached_as, problem))
         if source not in self.device_elements:
             self.device_elements[source] = element
             if address_element is not None:

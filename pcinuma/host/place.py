@@ -192,14 +192,14 @@ class HostReader:
 
     def _extended(self, route: Route, part: str) -> Route:
         """``route`` and one more component of the path."""
-        root_complex, parents, switches, upper, below_port = route
+        root_complex, switches, upper = route.root_complex, route.switches, route.upper
         if part.startswith("pci") and _ROOT_COMPLEX.match(part):
-            return Route(root_complex or part, parents, (), None, False)
+            return Route(root_complex or part, route.parents, (), None, False)
         if root_complex is None or not is_address(part):
             return route
-        parents = (*parents, part)
+        parents = (*route.parents, part)
         if upper is None:
-            return Route(root_complex, parents, switches, part if below_port else None, True)
+            return Route(root_complex, parents, switches, part if route.below_port else None, True)
         kind = self._port_type(upper)
         if kind == UPSTREAM_PORT or (kind is None and self._port_type(part) is None):  # below it are downstream ports
             return Route(root_complex, parents, (*switches, (upper, part)), None, True)

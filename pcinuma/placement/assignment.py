@@ -132,8 +132,9 @@ class Assignment:
         slots = {slot_of(address) for address in moving}
         staying: dict[tuple[int, int], int] = {}  # the lowest function that stays in each of the slots
         for address in self.domain.addresses():
-            if address not in moving and address[1:3] in slots:
-                staying[address[1:3]] = min(staying.get(address[1:3], 7), address.function)
+            slot = slot_of(address)
+            if address not in moving and slot in slots:
+                staying[slot] = min(staying.get(slot, 7), address.function)
         for unit in list(admitted) if any(staying.values()) else ():
             if unit.address is not None and staying.get(slot_of(unit.address)):
                 self._remark(unit, Reason.SHARED_SLOT)

@@ -56,9 +56,9 @@ class Layout:
         phbs = self.machine is MachineKind.PHB
         for index in sorted(self.controllers):
             controller = self.controllers[index]
-            _, model, address, _, node, chassis, _, _, _ = controller
+            address, chassis = controller.address, controller.chassis
             self._chassis.add(index if chassis is None else chassis)
-            if (node is not None or model in EXPANDERS) and self.is_expander(controller):
+            if (controller.node is not None or controller.model in EXPANDERS) and self.is_expander(controller):
                 self._expanders.append(index)
             if index > 0 and not (phbs and self._is_phb(controller)):
                 self.children.setdefault(address.bus if address else 0, []).append(index)
@@ -144,8 +144,7 @@ class Layout:
 
     def take(self, address: PciAddress) -> None:
         """Mark a guest address as occupied."""
-        _, bus, slot, function = address
-        self.taken.setdefault(bus, set()).add(slot << 3 | function)
+        self.taken.setdefault(address.bus, set()).add(address.slot << 3 | address.function)
 
     def release(self, address: PciAddress) -> None:
         """Mark a guest address as free."""
@@ -295,18 +294,18 @@ class Layout:
             if free is None:
                 raise NoRoom("all chassis numbers are used")
             new = new._replace(chassis=free)
-        index, _, address, _, node, chassis, _, _, _ = new
-        self._chassis.add(index if chassis is None else chassis)
+        index, address = new.index, new.address
+        self._chassis.add(index if new.chassis is None else new.chassis)
         self.added.append(index)
         self.controllers[index] = new
-        if node is not None:
+        if new.node is not None:
             self._expanders.append(index)
         if address is not None:
-            _, bus, slot, function = address
+            bus, devfn = address.bus, address.slot << 3 | address.function
             self.children.setdefault(bus, []).append(index)
-            self.taken.setdefault(bus, set()).add(slot << 3 | function)
+            self.taken.setdefault(bus, set()).add(devfn)
             if self._by_place:
-                self._by_place[bus, slot << 3 | function] = index
+                self._by_place[bus, devfn] = index
             if self._below:
                 self._count_one_more(bus)
         return index

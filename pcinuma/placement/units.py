@@ -57,7 +57,7 @@ def kept_sources(domain: Domain) -> frozenset[str]:
 
 def shares_slot(domain: Domain) -> frozenset[str]:
     """Sources of host devices that share their guest slot with another: the only ones of which it matters whether they are VFs."""
-    addressed = [(d.source, d.address[:3]) for d in domain.devices if d.address is not None and d.form in _WITH_FUNCTIONS]
+    addressed = [(d.source, d.address.device) for d in domain.devices if d.address is not None and d.form in _WITH_FUNCTIONS]
     counted = Counter([slot for _, slot in addressed])
     return frozenset([source for source, slot in addressed if counted[slot] > 1]) if len(counted) < len(addressed) else frozenset()
 
@@ -75,7 +75,7 @@ def units_of(domain: Domain, resolved: Mapping[str, Resolved], hosts: Mapping[st
             continue
         source = device.source
         if source in sharing and device.address is not None and device.host is not None:
-            together.setdefault((*slot_of(device.address), device.host[:3]), []).append(device)
+            together.setdefault((*slot_of(device.address), device.host.device), []).append(device)
             continue
         target, reason = resolved[source]
         units.append(Unit((device,), target, reason if target is None else target.note, _order(source, hosts)))

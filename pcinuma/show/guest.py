@@ -66,7 +66,7 @@ class Guest:
 
     def has_neighbours(self, address: PciAddress) -> bool:
         """Whether other functions share the slot of ``address``."""
-        return sum(other[:3] == address[:3] for other in self.domain.addresses()) > 1
+        return sum(other.device == address.device for other in self.domain.addresses()) > 1
 
 
 def is_top(controller: Controller) -> bool:
