@@ -23,8 +23,8 @@ from pcinuma.domain.xml import Document
 from pcinuma.domain_reason import NO_CELLS_HINT, why_nothing
 from pcinuma.model import BACKED, Domain, MachineKind, Placement
 from pcinuma.placement.aperture import NoAperture
-from pcinuma.placement.assignment import PlanOptions
 from pcinuma.placement.layout import EXPANDERS, Layout
+from pcinuma.placement.options import PlanOptions
 from pcinuma.placement.planner import make_plan
 from pcinuma.plan import NoRoom, Plan, Resolved
 from pcinuma.reason import Outcome, Reason

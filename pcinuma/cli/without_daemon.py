@@ -24,7 +24,8 @@ from pcinuma.daemon.definition import Change, Definitions, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
-from pcinuma.daemon.state import State, StateFile
+from pcinuma.daemon.state import State
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.engine import Request
 from pcinuma.errors import LibvirtError
 from pcinuma.log import configure

@@ -26,7 +26,8 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     pools             what only libvirt knows: hostdev network pools, and by
     mdevs             inactive mediated devices
     choices           what people decided about domains, a file each
-    state             what outlives the process
+    state             what outlives the process, and
+    state_file        how it gets to the disk
     threads           threads that are counted while they may block
     memory            the C library's heap, handed back
     lock              one process at a time has the state

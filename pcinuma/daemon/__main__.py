@@ -29,6 +29,7 @@ from pcinuma.daemon.link import Link
 from pcinuma.daemon.methods import Methods
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import WORKERS, Reconciler
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.daemon.threads import Threads
 from pcinuma.errors import EXIT_DONE, ConfigError, DaemonError, PcinumaError
 from pcinuma.log import configure, log
@@ -88,7 +89,7 @@ class Daemon:
         loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()  # Python 3.9 binds it to the loop that runs
         known = state.load(options.state)
-        state_file = state.StateFile(options.state, known)
+        state_file = StateFile(options.state, known)
         threads = Threads(LIBVIRT_THREADS, "libvirt", WORKERS)
         self._hooks = hooks = Threads(HOOK_THREADS, "hook", HOOK_THREADS)
         heavy = Threads(1, "large", 1)

@@ -12,7 +12,8 @@ from datetime import datetime, timezone
 from typing import Optional
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.state import Decision, Record, State, StateFile
+from pcinuma.daemon.state import Decision, Record, State
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.engine import Result
 from pcinuma.log import log
 from pcinuma.reason import Outcome, Reason

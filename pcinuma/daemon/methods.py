@@ -23,7 +23,7 @@ from pcinuma.daemon.definition import Change
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
-from pcinuma.daemon.state import StateFile
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import summarise
 from pcinuma.errors import PcinumaError, UnusableInput

@@ -41,7 +41,8 @@ from pcinuma.daemon.overwritten import read
 from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.starts import Starts
-from pcinuma.daemon.state import State, StateFile
+from pcinuma.daemon.state import State
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.daemon.undefine_race import UndefineRaces
 from pcinuma.daemon.work_queue import NOW, SOMETIME, WorkQueue
 from pcinuma.engine import Request

@@ -11,37 +11,23 @@ Anything that does not fit raises :class:`NoRoom`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from operator import attrgetter
 from typing import Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.model import Domain, MachineKind, Original, Passthrough, Placement
-from pcinuma.placement.aperture import Aperture
+from pcinuma.placement.bus_numbers import check_bus_numbers, number_expanders
 from pcinuma.placement.existing import ExistingPlacement, Locality, locality_of
-from pcinuma.placement.grouping import Subtree, Switch, branching, subtrees
+from pcinuma.placement.grouping import Subtree, Switch, subtrees
+from pcinuma.placement.kept_apart import kept_apart
 from pcinuma.placement.layout import Layout
 from pcinuma.placement.main_root import MainRoot
+from pcinuma.placement.options import PlanOptions
 from pcinuma.placement.replan import means_the_same, withdrawn
 from pcinuma.placement.units import Unit, slot_of
 from pcinuma.plan import Move, NoRoom, Plan
 from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
-
-
-@dataclass(frozen=True)
-class PlanOptions:
-    """What decides on a plan besides the domain and the host.
-
-    ``replan``: lay a placed domain out afresh (:mod:`pcinuma.placement.replan`). ``ran_with``: addresses of foreign devices that the guest
-    already ran with. ``aperture``: what the devices' windows must fit in.
-    """
-
-    group_by: GroupBy = GroupBy.ROOT_COMPLEX
-    spare_ports: int = 0
-    replan: bool = False
-    ran_with: frozenset[PciAddress] = frozenset()
-    aperture: Optional[Aperture] = None
 
 
 class Assignment:
@@ -88,9 +74,11 @@ class Assignment:
         if self.withdrawn:
             self.layout.fill_freed(min(self.domain.cells))
         self._leave_slots(new_units)
-        self.layout.number_expanders()
-        self._check_buses()
-        self._mark_kept_apart()
+        number_expanders(self.layout)
+        check_bus_numbers(self.layout, existing.ours)
+        if self.grouping is GroupBy.SWITCH and self.domain.placement is not None:  # a fresh layout shows every switch of a branching
+            for unit in kept_apart(self.units, self.addresses, existing):
+                self._remark(unit, Reason.KEPT_APART)
         return self._plan()
 
     # Who takes part.
@@ -200,17 +188,6 @@ class Assignment:
         for unit in self.existing.leaving:
             if unit.reason is not None:
                 self._remark(unit, unit.reason)
-
-    def _check_buses(self) -> None:
-        """Whoever added bridges, ours or somebody's: every hierarchy must fit before the next expander's first bus."""
-        layout = self.layout
-        numbered = layout.numbers_of_expanders()
-        if numbered and layout.main_buses() > min(numbered):
-            raise NoRoom(f"the main PCI root needs {layout.main_buses()} bus numbers where {min(numbered)} are free")
-        if layout.machine is MachineKind.PCIE and self.existing.ours:
-            for index, room in layout.rooms().items():
-                if room < 0 and index in self.existing.ours:
-                    raise NoRoom(f"the bridges below bus {layout.controllers[index].bus_nr} reach into the next expander's")
 
     # Below the expanders.
 
@@ -363,35 +340,6 @@ class Assignment:
                 address = self.addresses.get(device.source, device.address)
                 found[layout.expander_of(address.bus) if address is not None else None].append(device.source)
         return list(found.values())
-
-    def _mark_kept_apart(self) -> None:
-        """Remark on devices whose switch the guest does not show although they branch there from one that came before."""
-        if self.grouping is not GroupBy.SWITCH or self.domain.placement is None:  # a fresh layout shows every switch of a branching
-            return
-        below: dict[str, list[Unit]] = {}
-        for unit in self.units:
-            if unit.target is not None and unit.devices[0].source in self.addresses:
-                for upstream, _ in unit.chain:
-                    below.setdefault(upstream, []).append(unit)
-        apart: dict[PciAddress, tuple[Unit, frozenset[int]]] = {}
-        for units in below.values():
-            shown = [self._guest_switches(unit) for unit in units]
-            if len(units) > 1 and not frozenset.intersection(*shown):
-                apart.update({self.addresses[unit.devices[0].source]: (unit, switches) for unit, switches in zip(units, shown)})
-        ordered = [apart[address] for address in sorted(apart)]
-        for position, (unit, switches) in enumerate(ordered):
-            for earlier, others in ordered[:position]:
-                if not switches & others and self._same_locality(unit, earlier) and branching(unit.chain, earlier.chain):
-                    self._remark(unit, Reason.KEPT_APART)
-                    break
-
-    def _guest_switches(self, unit: Unit) -> frozenset[int]:
-        """The guest's upstream ports above a unit that has its place."""
-        return frozenset([upstream for upstream, _ in self.existing.guest_chain(self.addresses[unit.devices[0].source].bus)])
-
-    def _same_locality(self, unit: Unit, other: Unit) -> bool:
-        assert unit.target is not None and other.target is not None
-        return locality_of(unit.target, self.grouping) == locality_of(other.target, self.grouping)
 
     def _plan(self) -> Plan:
         layout, existing = self.layout, self.existing

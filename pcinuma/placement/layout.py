@@ -1,10 +1,6 @@
 """The guest's PCI tree while a plan is made: what is there, what is free, and what a new bridge would cost.
 
-Arithmetic of bus numbers (PCI-to-PCI bridge specification; measured on SeaBIOS and OVMF): every bridge uses one number, i440fx's
-``pci-expander-bus`` two; firmware numbers depth first, in order of slot and function. All below an expander lies in
-``[busNr, next higher busNr - 1]``, and the main hierarchy has ``[0, lowest busNr - 1]``. Neither libvirt nor QEMU checks any of it.
-
-That order is why new ports are appended behind the last one: only then no bus that the guest already knows gets another number.
+What bus numbers cost is counted here, and dealt out in :mod:`pcinuma.placement.bus_numbers`.
 
 Indexes: libvirt puts a bridge on the main root at every index below the highest one that no controller has (a root port, on i440fx a
 ``pci-bridge``), and grows up to a bus that an address names. So new controllers come behind all of those; where a layout afresh withdrew
@@ -122,6 +118,11 @@ class Layout:
         fixed = sum(1 for index, c in self.controllers.items() if index > 0 and c.hotplug is False and self.expander_of(index) is None)
         return self.main_buses() - 1 - self._to_come - fixed
 
+    def set_bus_nr(self, index: int, bus_nr: int) -> None:
+        """Give an expander its bus number."""
+        self.controllers[index] = self.controllers[index]._replace(bus_nr=bus_nr)
+        self._numbered = True
+
     def room_below(self, expander: int) -> int:
         """How many more bridges fit below an expander that has its bus number."""
         if self.machine is not MachineKind.PCIE or self.controllers[expander].bus_nr is None:
@@ -142,6 +143,10 @@ class Layout:
 
     # What is added.
 
+    def new_expanders(self) -> list[int]:
+        """The expanders that were added, in that order."""
+        return sorted(set(self._expanders).intersection(self.added), key=self.added.index)
+
     def take(self, address: PciAddress) -> None:
         """Mark a guest address as occupied."""
         self.taken.setdefault(address.bus, set()).add(address.slot << 3 | address.function)
@@ -151,7 +156,8 @@ class Layout:
         self.taken.get(address.bus, set()).discard(_devfn(address))
 
     def add_expander(self, cell: int) -> int:
-        """A new expander for ``cell`` on the main root; its bus number is dealt out by :meth:`number_expanders`."""
+        """A new expander for ``cell`` on the main root; its bus number is dealt out by
+        :func:`pcinuma.placement.bus_numbers.number_expanders`."""
         if self.machine is MachineKind.PHB:
             used = {c.target_index for c in self.controllers.values()}
             free = next((i for i in range(1, HIGHEST_PHB + 1) if i not in used), None)
@@ -234,52 +240,6 @@ class Layout:
         used = {devfn >> 3 for devfn in self.taken.get(expander, ())}
         slots = [*range(1, 32), *((0,) if self.machine is MachineKind.PCI else ())]
         return [slot for slot in slots if slot not in used]
-
-    def number_expanders(self) -> None:
-        """Give every new expander its bus number: together, as high as they go, with up to four ports' reserve each."""
-        if self.machine is MachineKind.PHB:
-            return
-        new = sorted(set(self._expanders).intersection(self.added), key=self.added.index)
-        if not new:
-            return
-        widths = {index: self._width(index) for index in new}
-        ceiling, floor = min(self.numbers_of_expanders(), default=BUSES), self.main_buses()
-        for reserve in (0,) if self.machine is MachineKind.PCI else (4, 3, 2, 1, 0):
-            wide = {index: width + reserve for index, width in widths.items()}
-            if sum(wide.values()) <= ceiling - floor:
-                for index in reversed(new):
-                    ceiling -= wide[index]
-                    self._set_bus_nr(index, ceiling)
-                return
-            if self._fits_in_gaps(new, wide, floor):
-                return
-        raise NoRoom(f"{floor + sum(widths.values())} bus numbers are needed where {ceiling} are free")
-
-    def _fits_in_gaps(self, new: list[int], widths: dict[int, int], floor: int) -> bool:
-        """Deal out numbers behind what other expanders really use, for where the space below the lowest one is too small."""
-        chosen: dict[int, int] = {}
-        used = {bus_nr: bus_nr + self._width(index) for bus_nr, index in self.numbers_of_expanders().items()}
-        for index in new:
-            starts = sorted(used)
-            gaps = [(floor, starts[0] if starts else BUSES)]
-            gaps += [(used[start], starts[i + 1] if i + 1 < len(starts) else BUSES) for i, start in enumerate(starts)]
-            width = widths[index]
-            fitting = [gap for gap in gaps if gap[1] - gap[0] >= width]
-            if not fitting:
-                return False
-            start = max(fitting, key=lambda gap: gap[1] - gap[0])[1] - width
-            chosen[index] = start
-            used[start] = start + width
-        for index, bus_nr in chosen.items():
-            self._set_bus_nr(index, bus_nr)
-        return True
-
-    def _width(self, expander: int) -> int:
-        return (2 if self.machine is MachineKind.PCI else 1) + self.bridges_below(expander)
-
-    def _set_bus_nr(self, index: int, bus_nr: int) -> None:
-        self.controllers[index] = self.controllers[index]._replace(bus_nr=bus_nr)
-        self._numbered = True
 
     # Details.
 

@@ -20,9 +20,10 @@ from typing import Mapping, Optional
 from pcinuma.address import PciAddress
 from pcinuma.model import Domain, MachineKind
 from pcinuma.placement.aperture import NoAperture
-from pcinuma.placement.assignment import Assignment, PlanOptions
+from pcinuma.placement.assignment import Assignment
 from pcinuma.placement.existing import ExistingPlacement
 from pcinuma.placement.layout import Layout
+from pcinuma.placement.options import PlanOptions
 from pcinuma.placement.units import Unit, units_of
 from pcinuma.plan import NoRoom, Plan, Resolved
 from pcinuma.settings import GroupBy

@@ -6,9 +6,9 @@ and one held call.
 
 Client to libvirt, the messages are framed; one that starts a guest or plugs a device in is held until it is complete,
 the parent is asked, and then it goes on, changed or as it came; nothing of the same client overtakes it. Libvirt to
-client, messages are framed only until libvirt has answered the client's connect-open, then chunks pass as they are. A
-call is held only on a connection that libvirt has opened for writing, so whoever libvirt turns away never causes a
-placement.
+client, messages are framed only until libvirt has answered the client's connect-open (:mod:`~pcinuma.proxy.opening`), then
+chunks pass as they are. A call is held only on a connection that libvirt has opened for writing, so whoever libvirt turns away
+never causes a placement.
 
 Descriptors: the kernel ends a read at the byte that carries some, and a sender of this protocol gives each its own
 byte, so they are sent on with the last byte of the chunk that they came with, alone.
@@ -27,10 +27,11 @@ from collections import deque
 from typing import Optional, Union
 
 from pcinuma.log import log
-from pcinuma.proxy import calls, wire
+from pcinuma.proxy import calls
 from pcinuma.proxy.forwarder import CHUNK, Forwarder
+from pcinuma.proxy.opening import Opening
 from pcinuma.proxy.requests import Answer, ParentGone, Request, RequestKind, RequestPipe
-from pcinuma.proxy.wire import Framing, Header, Kind, WireError
+from pcinuma.proxy.wire import Framing, Header, WireError
 
 LINGER = 2.0
 _Call = Union[calls.Start, calls.Create, calls.Attach]
@@ -57,11 +58,7 @@ class Relay:
         self._needed = 0  # size of the inbox at which it is worth looking at again
         self._pending: Optional[tuple[bytes, _Call]] = None
 
-        self._replies = Framing({calls.Procedure.CONNECT_OPEN}, self._answers_open)
-        self._reply_head = b""
-        self._open: Optional[tuple[int, calls.Open]] = None  # serial and arguments of the client's connect-open
-        self._opening = not read_only  # libvirt's answer to it is still of interest
-        self._may_start = False
+        self._opening = Opening(read_only)
 
         self._poll = select.poll()
         self._masks: dict[int, int] = {}
@@ -123,7 +120,7 @@ class Relay:
                     self._took(size, descriptors)
                 else:
                     up.send(buffer[:size])
-            elif descriptor == upstream and not self._opening:
+            elif descriptor == upstream and not self._opening.pending:
                 size, descriptors = down.receive(buffer)
                 if descriptors:
                     down.put(buffer[:size], descriptors)
@@ -252,7 +249,7 @@ class Relay:
     def _understood(self, header: Header, message: bytes) -> Optional[_Call]:
         try:
             if header.procedure == calls.Procedure.CONNECT_OPEN:
-                self._open = header.serial, calls.read_open(message)
+                self._opening.called(header, message)
                 return None
             return calls.read_call(message)
         except WireError:
@@ -307,36 +304,16 @@ class Relay:
         self._inbox_descriptors = deque((end - size, descriptors) for end, descriptors in self._inbox_descriptors)
 
     def _holds(self, header: Header) -> bool:
-        if self._may_start:
+        if self._opening.may_start:
             return calls.is_wanted(header)
-        return self._opening and calls.is_open(header)
+        return self._opening.pending and calls.is_open(header)
 
     # From libvirt
 
     def _from_libvirt(self) -> None:
         size, descriptors = self._down.receive(self._buffer)
         data = self._buffer[:size]
-        if self._opening:
-            self._look_for_open(data)
+        if self._opening.pending:
+            self._opening.reply(data)
         if size:
             self._down.put(data, descriptors)
-
-    def _look_for_open(self, data: memoryview) -> None:
-        """Nothing is held back in this direction; of a header that is cut off, only a copy is kept to look at again."""
-        seen = self._reply_head + data
-        passed, answer = self._replies.scan(seen)
-        self._reply_head = seen[passed:][: wire.HEADER_SIZE]
-        if answer is not None and self._open is not None:
-            self._opening = False
-            self._may_start = answer.status == 0 and self._open[1].may_start_guests
-        elif self._replies.unframed:
-            self._opening = False
-
-    def _answers_open(self, header: Header) -> bool:
-        return (
-            self._open is not None
-            and header.kind == Kind.REPLY
-            and header.program == wire.REMOTE_PROGRAM
-            and header.procedure == calls.Procedure.CONNECT_OPEN
-            and header.serial == self._open[0]
-        )

@@ -24,7 +24,8 @@ from hypothesis import strategies as st
 
 from pcinuma.daemon import choices
 from pcinuma.daemon.permission import allowed
-from pcinuma.daemon.state import FILE, Record, State, StateFile, from_json, load, to_json
+from pcinuma.daemon.state import FILE, Record, State, from_json, load, to_json
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.errors import DaemonError
 from pcinuma.settings import Adopt, Policy
 from tests.unit.daemon_process import CHECKOUT
@@ -232,7 +233,8 @@ def scratch() -> Iterator[Path]:
 ON_A_FULL_DISK = """
 import asyncio, os, sys
 from pathlib import Path
-from pcinuma.daemon.state import StateFile, load
+from pcinuma.daemon.state import load
+from pcinuma.daemon.state_file import StateFile
 from pcinuma.errors import DaemonError
 
 folder, uuid = Path(sys.argv[1]), sys.argv[2]

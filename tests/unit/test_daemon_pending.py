@@ -20,7 +20,8 @@ def test_a_definition_of_an_unknown_domain_is_pending_until_libvirt_tells_of_it_
     from pcinuma.daemon.inventory import Known
     from pcinuma.daemon.pools import Pools
     from pcinuma.daemon.reconciler import EVENT_TAKES, Reconciler
-    from pcinuma.daemon.state import State, StateFile
+    from pcinuma.daemon.state import State
+    from pcinuma.daemon.state_file import StateFile
 
     async def walk() -> None:
         state, domain = State(), Any

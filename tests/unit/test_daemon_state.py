@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pcinuma.address import PciAddress
-from pcinuma.daemon.state import FILE, Decision, Record, State, from_json, load, replace_file, to_json
+from pcinuma.daemon.state import FILE, Decision, Record, State, from_json, load, to_json
+from pcinuma.daemon.state_file import replace_file
 from tests.unit.daemon_process import CHECKOUT
 
 DECISION = Decision("placed", None, None, "preferred", 4, 4, "2026-01-02T03:04:05+00:00", "reconciler")
@@ -96,7 +97,8 @@ def test_a_kill_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
     writer = """
 import sys
 from pathlib import Path
-from pcinuma.daemon.state import FILE, Record, replace_file, to_json
+from pcinuma.daemon.state import FILE, Record, to_json
+from pcinuma.daemon.state_file import replace_file
 number = 0
 while True:
     number += 1
