@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from pcinuma.cli.backend import Backend, Definition
+from pcinuma.cli.definition import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.cli.plan import REPLAN_HELP, as_json, conclusion, left_alone
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE

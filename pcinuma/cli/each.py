@@ -10,7 +10,8 @@ import json
 from dataclasses import dataclass
 from typing import Any, Callable, Optional
 
-from pcinuma.cli.backend import Backend, Definition, backend
+from pcinuma.cli.backend import backend
+from pcinuma.cli.definition import Backend, Definition
 from pcinuma.errors import PcinumaError
 from pcinuma.printable import printable
 from pcinuma.show.progress import Progress

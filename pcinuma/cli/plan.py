@@ -6,8 +6,8 @@ import argparse
 from functools import partial
 from typing import Any
 
-from pcinuma.cli.backend import Backend, Definition
 from pcinuma.cli.connect import host_root
+from pcinuma.cli.definition import Backend, Definition
 from pcinuma.cli.each import add_choice, for_each
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import read_topology

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Optional
 
-from pcinuma.cli.backend import Backend, Definition
+from pcinuma.cli.definition import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.printable import printable

@@ -17,8 +17,8 @@ from typing import Any, Iterator, Mapping, Optional
 
 import libvirt
 
-from pcinuma.cli.backend import Definition, Enabled
 from pcinuma.cli.connect import connection, find_domain, host_root
+from pcinuma.cli.definition import Definition, Enabled
 from pcinuma.daemon import choices, definition, lock, state
 from pcinuma.daemon.definition import Change, Definitions, Job
 from pcinuma.daemon.definition_files import DefinitionFiles
@@ -61,7 +61,7 @@ def _seen(folder: Path) -> Optional[State]:
 
 
 class WithoutDaemon:
-    """See :class:`~pcinuma.cli.backend.Backend`. ``known``: the state, None where it is not known, and then nothing is written."""
+    """See :class:`~pcinuma.cli.definition.Backend`. ``known``: the state, None where it is not known, and then nothing is written."""
 
     def __init__(self, opened: Any, folder: Path, known: Optional[State], *, write: bool) -> None:
         self._opened = opened
