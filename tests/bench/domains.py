@@ -6,10 +6,12 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, guest, small_host
-from tests.libvirt.harness import PrivateLibvirt, until
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
+from tests.libvirt.domains import guest
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.unit.daemon_process import write_state
+from tests.waiting import until
 
 
 class Sweep(NamedTuple):

@@ -9,10 +9,12 @@ from typing import NamedTuple
 
 import libvirt
 
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1
+from tests.libvirt.domains import cells, guest
 from tests.libvirt.events import UPDATED, Listener
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.hooked import hooked_host
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import until
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
 PLACED = {GPU_0: 0, NIC_0: 0, GPU_1: 1, NIC_1: 1}
@@ -32,29 +34,25 @@ class Starts(NamedTuple):
 def starts(rounds: int, base: Path) -> Starts:
     """Define domains on a private libvirtd with daemon and hook, and as many again that are started 5 ms later."""
     define, placed, won = [], [], 0
-    with PrivateLibvirt(host_tree=small_host(base / "starts"), libvirtd=False) as host:
-        recorder = base / "recorder"
-        recorder.write_text(RECORDER)
-        host.install_hook(recorder)
-        host.install_hook(CHECKOUT / "hook/qemu", "qemu.d/pcinuma")
-        host.start_libvirtd()
-        with RunningDaemon(host), Listener(host) as listener:
-            connection = host.connect()
-            for number in range(rounds):
-                name = f"measured-{number}"
-                began = time.perf_counter()
-                connection.defineXML(guest(name, ALL))
-                define.append(time.perf_counter() - began)
-                returned = time.monotonic()
-                placed.append(until(lambda name=name: listener.first(name, UPDATED), f"{name} to be placed", interval=0.0005) - returned)
-            for number in range(rounds):
-                domain = connection.defineXML(guest(f"raced-{number}", ALL))
-                time.sleep(0.005)
-                try:
-                    domain.create()
-                except libvirt.libvirtError:
-                    pass  # as expected: there is no VFIO here
-                won += cells(host.path(f"/run/seen-raced-{number}").read_text()) == PLACED
+    folder = base / "starts"
+    folder.mkdir()
+    with hooked_host(folder, RECORDER) as host, RunningDaemon(host), Listener(host) as listener:
+        connection = host.connect()
+        for number in range(rounds):
+            name = f"measured-{number}"
+            began = time.perf_counter()
+            connection.defineXML(guest(name, ALL))
+            define.append(time.perf_counter() - began)
+            returned = time.monotonic()
+            placed.append(until(lambda name=name: listener.first(name, UPDATED), f"{name} to be placed", interval=0.0005) - returned)
+        for number in range(rounds):
+            domain = connection.defineXML(guest(f"raced-{number}", ALL))
+            time.sleep(0.005)
+            try:
+                domain.create()
+            except libvirt.libvirtError:
+                pass  # as expected: there is no VFIO here
+            won += cells(host.path(f"/run/seen-raced-{number}").read_text()) == PLACED
     return Starts(define, placed, won, rounds)
 
 

@@ -11,13 +11,12 @@ import shutil
 import subprocess
 import tempfile
 from pathlib import Path
-from types import TracebackType
 from typing import Optional
 
 import psutil
 
 from pcinuma.lab import userland
-from tests.libvirt.harness import CHECKOUT, PATIENCE, HarnessError, until
+from tests.waiting import CHECKOUT, PATIENCE, HarnessError, until
 
 SCRIPT = Path(__file__).with_name("booted.sh")
 
@@ -55,9 +54,7 @@ class Booted:
             raise HarnessError(f"{error}; it said: {said[-2000:]}") from error
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -2,7 +2,9 @@
 # Boots systemd in namespaces, on a copy-on-write view of this machine's own root. Run by booted.py, in a mount namespace
 # of its own, with an empty folder, the checkout, and a folder with the /etc to use and the list of what is hidden in /usr.
 set -eu
-base=$1 checkout=$2 given=$3
+base=$1 checkout=$2 given=$3 functions=$(dirname "$0")/namespace.sh
+# shellcheck source=tests/libvirt/namespace.sh
+. "$functions"
 [ "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$PPID/ns/mnt)" ] # the mounts below are never to be seen outside
 
 mount --make-rprivate /
@@ -15,17 +17,13 @@ group=$base/cgroup/pcinuma-booted-$$
 mkdir "$group"
 echo $$ >"$group/cgroup.procs"
 
-# Of this machine there are its programs: not what is configured on it, nor its state, nor a pcinuma that is installed on it. For overlayfs
-# such a device says that there is no file below it.
+# Of this machine there are its programs: not what is configured on it, nor its state, nor a pcinuma that is installed on it.
 mkdir -p "$base/hidden/usr"
 for folder in etc var root home srv opt; do
     mknod "$base/hidden/$folder" c 0 0
     mkdir "$base/upper/$folder"
 done
-while read -r file; do
-    mkdir -p "$base/hidden/usr/${file%/*}"
-    mknod "$base/hidden/usr/$file" c 0 0
-done <"$given/hidden"
+hide "$given/hidden" "$base/hidden/usr"
 cp -R "$given/etc/." "$base/upper/etc"
 ln -s /run "$base/upper/var/run"
 mkdir -p "$base/upper/var/log/libvirt/qemu" "$base/upper/var/lib/libvirt/qemu" "$base/upper/var/cache/libvirt/qemu"
@@ -35,19 +33,11 @@ root=$base/root
 # shellcheck disable=SC2016  # expanded by the inner shell
 unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '
     root=$1 checkout=$2
+    . "$3"
     mount -t proc proc "$root/proc"
     mount -t sysfs -o ro sysfs "$root/sys"
     mount -t cgroup2 cgroup2 "$root/sys/fs/cgroup"
-    mount -t tmpfs -o mode=755 tmpfs "$root/dev"
-    for node in null zero full random urandom tty; do
-        : >"$root/dev/$node"
-        mount --bind "/dev/$node" "$root/dev/$node"
-    done
-    mkdir "$root/dev/pts" "$root/dev/shm"
-    mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$root/dev/pts"
-    mount -t tmpfs tmpfs "$root/dev/shm"
-    ln -s pts/ptmx "$root/dev/ptmx"
-    ln -s /proc/self/fd "$root/dev/fd"
+    harmless_devices "$root/dev"
     mount -t tmpfs -o mode=755 tmpfs "$root/run"
     mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
     if [ ! -d "$root$checkout" ]; then # it lies below one of the folders that are new inside
@@ -58,7 +48,7 @@ unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '
     ip link set lo up
     cd "$root"
     exec chroot "$root" env -i container=other PATH=/usr/sbin:/usr/bin:/sbin:/bin /lib/systemd/systemd --unit=basic.target --log-target=console
-' sh "$root" "$checkout" || true
+' sh "$root" "$checkout" "$functions" || true
 
 echo $$ >"$base/cgroup/cgroup.procs"
 find "$group" -depth -type d -exec rmdir {} + 2>/dev/null || true

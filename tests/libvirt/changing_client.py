@@ -24,7 +24,8 @@ from typing import Any, Callable
 import libvirt
 from lxml import etree
 
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, guest, hostdev
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1
+from tests.libvirt.domains import guest, hostdev
 
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG
 INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE

@@ -23,21 +23,17 @@ import os
 import shutil
 import subprocess
 import tempfile
-import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Callable, Mapping, Optional, Sequence, TypeVar, Union
+from typing import Any, Mapping, Optional, Sequence, Union
 
 import libvirt
 import psutil
 
 from pcinuma.lab import userland
 from tests import needs
+from tests.waiting import CHECKOUT, PATIENCE, HarnessError, ended, until
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 NAMESPACE_SCRIPT = Path(__file__).with_name("harness_namespace.sh")
-PATIENCE = 180.0
-"""Seconds until something that will never happen is given up: many, for it must not be a busy machine that decides."""
 USR_WRITTEN = "usr/upper"
 """Below a private host's base, in its own mount namespace: what was written to its /usr."""
 PRIVATE_FOLDERS = (
@@ -61,35 +57,10 @@ dynamic_ownership = 0
 remember_owner = 0
 """
 
-T = TypeVar("T")
 Argument = Union[str, "os.PathLike[str]"]
 
 # QEMU's capabilities as libvirt probed them, by root: the second instance of a test run does not probe again.
 _probed: dict[Path, Path] = {}
-
-
-class HarnessError(Exception):
-    """The private host did not do what it was asked for; the text holds the output of whatever failed."""
-
-
-def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = PATIENCE, interval: float = 0.01) -> T:
-    """Call ``predicate`` until it returns something true, and return that. ``what`` completes "waited N s for …"."""
-    deadline = time.monotonic() + timeout
-    while True:
-        value = predicate()
-        if value:
-            return value
-        if time.monotonic() > deadline:
-            raise HarnessError(f"waited {timeout:g} s for {what}")
-        time.sleep(interval)
-
-
-def ended(process: psutil.Process) -> bool:
-    """Whether a process has ended, reaped or not."""
-    try:
-        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return True
 
 
 def default_root() -> Path:
@@ -144,9 +115,7 @@ class PrivateLibvirt:
             raise
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self.close()
 
     def close(self) -> None:

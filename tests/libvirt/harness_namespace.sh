@@ -5,6 +5,8 @@
 # devices are to be seen in /sys instead of the machine's.
 set -eu
 base=$1 root=${2%/} checkout=$3 sys=${4-}
+# shellcheck source=tests/libvirt/namespace.sh
+. "$(dirname "$0")/namespace.sh"
 
 mount --make-rprivate /
 mount -t proc proc "$root/proc"
@@ -22,30 +24,17 @@ fi
 ip link set lo up
 
 # A /dev with the harmless devices only: with /dev/kvm in sight but unusable, libvirt's probing of QEMU hangs for minutes.
-mount -t tmpfs -o mode=755 tmpfs "$base/dev"
-for node in null zero full random urandom tty; do
-    : > "$base/dev/$node"
-    mount --bind "/dev/$node" "$base/dev/$node"
-done
-mkdir "$base/dev/pts" "$base/dev/shm"
-mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$base/dev/pts"
-mount -t tmpfs tmpfs "$base/dev/shm"
-ln -s pts/ptmx "$base/dev/ptmx"
-ln -s /proc/self/fd "$base/dev/fd"
+harmless_devices "$base/dev"
 ln -s /proc/self/fd/0 "$base/dev/stdin"
 ln -s /proc/self/fd/1 "$base/dev/stdout"
 ln -s /proc/self/fd/2 "$base/dev/stderr"
 
 mount --bind "$checkout" "$base/checkout"
 [ -z "$root" ] || mount --rbind /tmp "$root/tmp"
-# The distribution's /usr without what of pcinuma is installed in it (BASE/hidden; for overlayfs such a device says that there is no file
-# below it), and with a layer of its own for what is written.
+# The distribution's /usr without what of pcinuma is installed in it (BASE/hidden), and with a layer of its own for what is written.
 mount -t tmpfs -o mode=755 tmpfs "$base/usr"
 mkdir "$base/usr/hidden" "$base/usr/upper" "$base/usr/work"
-while read -r file; do
-    mkdir -p "$base/usr/hidden/${file%/*}"
-    mknod "$base/usr/hidden/$file" c 0 0
-done <"$base/hidden"
+hide "$base/hidden" "$base/usr/hidden"
 mount -t overlay -o "lowerdir=$base/usr/hidden:$root/usr,upperdir=$base/usr/upper,workdir=$base/usr/work" overlay "$root/usr"
 for folder in dev etc var run; do
     mount --rbind "$base/$folder" "$root/$folder"

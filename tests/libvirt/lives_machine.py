@@ -19,7 +19,6 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from pcinuma import engine
 from tests.hosts.passthrough import ours, passed, placement
-from tests.libvirt.harness import until
 from tests.libvirt.lives_checks import (
     Home,
     absent,
@@ -58,6 +57,7 @@ from tests.libvirt.lives_domains import (
     written,
 )
 from tests.libvirt.lives_world import Said, World
+from tests.waiting import until
 
 MOST = 3
 NAMES = ("vm1", "vm2", "vm3", "vm4")

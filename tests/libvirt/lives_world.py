@@ -14,17 +14,17 @@ import shutil
 import signal
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple, Optional
 
 import libvirt
 
 from pcinuma.cli import main
 from tests.hosts.build import Host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.lives_domains import Deed, Hardware, inactive
 from tests.libvirt.running_daemon import SOCKET, RunningDaemon
 from tests.libvirt.running_proxy import RunningProxy
+from tests.waiting import CHECKOUT, until
 
 
 class Said(NamedTuple):
@@ -79,7 +79,7 @@ class World:
             raise
         return self
 
-    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]) -> None:
+    def __exit__(self, *_error: object) -> None:
         for name, value in self._environment.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -15,10 +15,12 @@ from typing import Any
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.domains import cells, guest
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import CHECKOUT, until
 
 UNITS = "usr/lib/systemd/system"
 ETC = "etc/systemd/system"

@@ -7,14 +7,14 @@ import socket
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Optional
 
 import psutil
 
 from pcinuma.daemon.client import decode, encode
 from pcinuma.errors import DaemonError
-from tests.libvirt.harness import PATIENCE, HarnessError, PrivateLibvirt, ended, until
+from tests.libvirt.harness import PrivateLibvirt
+from tests.waiting import PATIENCE, HarnessError, ended, until
 
 SOCKET = "/run/pcinuma/pcinuma.sock"
 
@@ -36,9 +36,7 @@ class RunningDaemon:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self.process is not None:
             self.kill()
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 from collections.abc import Sequence
-from types import TracebackType
 from typing import Optional
 
 import libvirt
 import psutil
 
-from tests.libvirt.harness import CHECKOUT, HarnessError, PrivateLibvirt, ended, until
+from tests.libvirt.harness import PrivateLibvirt
+from tests.waiting import CHECKOUT, HarnessError, ended, until
 
 SOCKET = "/run/pcinuma/libvirt-sock"
 
@@ -40,7 +40,7 @@ class RunningProxy:
         self.start()
         return self
 
-    def __exit__(self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self.parent is not None:
             self.kill(signal.SIGTERM)
 

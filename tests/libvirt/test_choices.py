@@ -8,10 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from pcinuma.daemon import choices
+from tests.hosts.small import GPU_0, GPU_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
-from tests.libvirt.harness import PrivateLibvirt, until
+from tests.libvirt.domains import cells, guest
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import until
 
 STATE = "/var/lib/pcinuma"
 UNPLACED = {GPU_0: None, GPU_1: None}

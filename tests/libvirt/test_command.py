@@ -11,10 +11,12 @@ from typing import Any
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt
+from tests.libvirt.domains import cells, guest
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import CHECKOUT
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
 PLACED = {GPU_0: 0, NIC_0: 0, GPU_1: 1, NIC_1: 1}

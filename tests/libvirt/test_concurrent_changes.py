@@ -14,11 +14,13 @@ from typing import NamedTuple
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.changing_client import CONFIG, INACTIVE, disk, found_state
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, hostdev, small_host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.domains import cells, guest, hostdev
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import CHECKOUT, until
 
 QUIET = 1.5
 """Seconds without a new definition after which the daemon is done, as far as these tests are concerned."""

@@ -14,8 +14,9 @@ from typing import NamedTuple
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, cells, guest, hostdev, small_host
+from tests.libvirt.domains import cells, guest, hostdev
 from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.libvirt.test_command import Command, inactive

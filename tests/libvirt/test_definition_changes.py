@@ -10,11 +10,13 @@ from pathlib import Path
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, hostdev, small_host
+from tests.libvirt.domains import cells, guest, hostdev
 from tests.libvirt.events import Listener
-from tests.libvirt.harness import PrivateLibvirt, until
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import until
 
 INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE
 CONFIG = libvirt.VIR_DOMAIN_AFFECT_CONFIG

@@ -12,8 +12,9 @@ from xml.sax.saxutils import escape
 
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, guest, small_host
+from tests.libvirt.domains import guest
 from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.unit.test_cli_foreign_text import IN_XML, assert_readable

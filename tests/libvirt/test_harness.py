@@ -11,7 +11,8 @@ import psutil
 import pytest
 
 from tests.hosts.machines import MACHINES
-from tests.libvirt.harness import CHECKOUT, HarnessError, PrivateLibvirt, ended, until
+from tests.libvirt.harness import PrivateLibvirt
+from tests.waiting import CHECKOUT, HarnessError, ended, until
 
 GUEST = """
 <domain type='qemu'>

@@ -15,10 +15,13 @@ from collections.abc import Iterator
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, other_form, small_host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.domains import cells, guest, other_form
+from tests.libvirt.harness import PrivateLibvirt
+from tests.libvirt.hooked import hooked_host
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import until
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
 PLACED = {GPU_0: 0, NIC_0: 0, GPU_1: 1, NIC_1: 1}
@@ -36,13 +39,7 @@ cat > "/run/seen/$1.$2-$3.$number.xml"
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivateLibvirt]:
     """A private libvirt with our hook in qemu.d and a recording one as hooks/qemu, on a host of two nodes."""
     require()
-    folder = tmp_path_factory.mktemp("hook")
-    with PrivateLibvirt(host_tree=small_host(folder / "host"), libvirtd=False) as host:
-        recorder = folder / "recorder"
-        recorder.write_text(RECORDER)
-        host.install_hook(recorder)
-        host.install_hook(CHECKOUT / "hook/qemu", "qemu.d/pcinuma")
-        host.start_libvirtd()
+    with hooked_host(tmp_path_factory.mktemp("hook"), RECORDER) as host:
         yield host
 
 

@@ -8,9 +8,11 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
-from tests.libvirt.harness import USR_WRITTEN, PrivateLibvirt, ended, until
+from tests.libvirt.domains import cells, guest
+from tests.libvirt.harness import USR_WRITTEN, PrivateLibvirt
+from tests.waiting import ended, until
 
 PLACED = {GPU_0: 0, GPU_1: 1}
 FOLDERS = ("etc", "var", "run")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 from tests.libvirt.conftest import require
-from tests.libvirt.harness import CHECKOUT
+from tests.waiting import CHECKOUT
 
 SOME = (
     "tests/libvirt/test_install_host.py::test_a_second_run_changes_nothing_and_leaves_libvirt_in_peace",

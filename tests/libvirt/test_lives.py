@@ -12,11 +12,11 @@ from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tests.libvirt.conftest import require
-from tests.libvirt.harness import until
 from tests.libvirt.lives_checks import placed
 from tests.libvirt.lives_domains import written
 from tests.libvirt.lives_machine import Lives
 from tests.libvirt.lives_world import World
+from tests.waiting import until
 
 SHARED: dict[str, Any] = {
     "deadline": None,

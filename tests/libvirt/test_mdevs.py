@@ -12,11 +12,13 @@ from collections.abc import Iterator
 import libvirt
 import pytest
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, cells, guest, small_host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.domains import cells, guest
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.libvirt.running_proxy import RunningProxy
+from tests.waiting import CHECKOUT, until
 
 NEAR, FAR, LATE, TWICE = (f"{n}0000000-0000-4000-8000-00000000000{n}" for n in (1, 2, 3, 4))
 SECURE = libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE

@@ -17,9 +17,10 @@ import pytest
 
 from tests.libvirt.domains import guest
 from tests.libvirt.events import _run_loop
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.libvirt.running_proxy import RunningProxy
+from tests.waiting import CHECKOUT, until
 
 POOL = "<pool type='dir'><name>images</name><target><path>/run/images</path></target></pool>"
 TALKER = """

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.libvirt.domains import guest
-from tests.libvirt.harness import PrivateLibvirt, ended, until
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_proxy import RunningProxy
+from tests.waiting import ended, until
 
 STRANGER, MEMBER = 4321, 4322
 DIRECT = "qemu:///system"

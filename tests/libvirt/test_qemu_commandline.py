@@ -17,7 +17,8 @@ from lxml import etree
 from pcinuma.domain.commandline import NOT_PCI
 from pcinuma.engine import Request, place
 from pcinuma.reason import Outcome, Reason
-from tests.libvirt.domains import GPU_0, GPU_1, guest, small_host
+from tests.hosts.small import GPU_0, GPU_1, small_host
+from tests.libvirt.domains import guest
 from tests.libvirt.harness import PrivateLibvirt
 
 NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"

@@ -13,11 +13,13 @@ import pytest
 
 from pcinuma.errors import DaemonError
 from tests.hosts.machines import MACHINES
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, small_host
+from tests.libvirt.domains import cells, guest
 from tests.libvirt.events import ADDED, UPDATED, Listener
-from tests.libvirt.harness import PATIENCE, PrivateLibvirt, until
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon, state_files
+from tests.waiting import PATIENCE, until
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
 PLACED = {GPU_0: 0, NIC_0: 0, GPU_1: 1, NIC_1: 1}

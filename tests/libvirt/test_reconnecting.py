@@ -12,10 +12,12 @@ from typing import Optional
 import pytest
 
 from pcinuma.errors import DaemonError
+from tests.hosts.small import GPU_0, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, guest, small_host
-from tests.libvirt.harness import PrivateLibvirt, until
+from tests.libvirt.domains import guest
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
+from tests.waiting import until
 
 
 @pytest.fixture

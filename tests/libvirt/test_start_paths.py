@@ -20,11 +20,14 @@ import libvirt
 import pytest
 from lxml import etree
 
+from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, NIC_0, NIC_1, cells, guest, hostdev, small_host
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt, until
+from tests.libvirt.domains import cells, guest, hostdev
+from tests.libvirt.harness import PrivateLibvirt
+from tests.libvirt.hooked import hooked_host
 from tests.libvirt.running_daemon import RunningDaemon
 from tests.libvirt.running_proxy import RunningProxy
+from tests.waiting import until
 
 ALL = (GPU_0, NIC_0, GPU_1, NIC_1)
 PLACED = {GPU_0: 0, NIC_0: 0, GPU_1: 1, NIC_1: 1}
@@ -369,19 +372,12 @@ def test_what_migrates_in_is_not_touched(tmp_path: Path) -> None:
 @pytest.fixture(scope="module", params=["reconciler only", "proxy"])
 def column(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Column]:
     require()
-    folder = tmp_path_factory.mktemp("column")
-    with PrivateLibvirt(host_tree=small_host(folder / "host"), libvirtd=False) as host:
-        recorder = folder / "recorder"
-        recorder.write_text(RECORDER)
-        host.install_hook(recorder)
-        host.install_hook(CHECKOUT / "hook/qemu", "qemu.d/pcinuma")
-        host.start_libvirtd()
-        with RunningDaemon(host) as daemon:
-            if request.param == "proxy":
-                with RunningProxy(host) as proxy:
-                    yield Column(request.param, host, daemon, proxy)
-            else:
-                yield Column(request.param, host, daemon, None)
+    with hooked_host(tmp_path_factory.mktemp("column"), RECORDER) as host, RunningDaemon(host) as daemon:
+        if request.param == "proxy":
+            with RunningProxy(host) as proxy:
+                yield Column(request.param, host, daemon, proxy)
+        else:
+            yield Column(request.param, host, daemon, None)
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from tests import needs
+from tests.hosts.small import GPU_0, GPU_1, small_host
 from tests.libvirt.booted import Booted
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import GPU_0, GPU_1, cells, guest, small_host
-from tests.libvirt.harness import until
+from tests.libvirt.domains import cells, guest
+from tests.waiting import until
 
 TREE = "/srv/host"
 PLACED = {GPU_0: 0, GPU_1: 1}

@@ -30,9 +30,10 @@ from typing import Optional
 from lxml import etree
 
 from tests.libvirt.chroot import RELEASES, chroot
-from tests.libvirt.harness import CHECKOUT, PrivateLibvirt
+from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.modular import NoSource, modular
 from tests.libvirt.qemu_prefix import qemu_prefix
+from tests.waiting import CHECKOUT
 
 DOCUMENT = CHECKOUT / "docs/versions.md"
 MARKS = ("<!-- from here on written by tests/run --versions -->", "<!-- to here -->")

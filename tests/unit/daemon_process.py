@@ -7,28 +7,15 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Optional
 
 import psutil
 
 from tests import needs
-from tests.hosts.build import GPU, NIC, Host
+from tests.waiting import CHECKOUT, until
 
-CHECKOUT = Path(__file__).parents[2]
 NO_LIBVIRT = "qemu+unix:///system?socket=/nonexistent/libvirt-sock"
-
-
-def two_node_host(directory: Path) -> Path:
-    """17:00.0 and 18:00.0 on node 0, b3:00.0 and b4:00.0 on node 1."""
-    host = Host().node(0, "0").node(1, "1")
-    for name, node, bus in (("pci0000:16", 0, 0x17), ("pci0000:b2", 1, 0xB3)):
-        root = host.rc(name, node=node)
-        root.port(f"{bus - 1:02x}:00.0").device(f"{bus:02x}:00.0", GPU)
-        root.port(f"{bus - 1:02x}:02.0").device(f"{bus + 1:02x}:00.0", NIC)
-    return host.write(directory)
 
 
 def write_state(folder: Path, **content: Any) -> None:
@@ -57,9 +44,7 @@ class DaemonProcess:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         if self.process is not None:
             self.process.kill()
             self.process.wait()
@@ -81,13 +66,16 @@ class DaemonProcess:
     def log(self) -> str:
         return (self.base / "daemon.log").read_text()
 
-    def await_log(self, text: str, times: int = 1, timeout: float = 120) -> None:
+    def await_log(self, text: str, times: int = 1) -> None:
         """Wait until it has logged ``text``."""
-        deadline = time.monotonic() + timeout
-        while self.log().count(text) < times:
-            assert self.process is None or self.process.poll() is None, f"the daemon ended: {self.log()}"
-            assert time.monotonic() < deadline, f"not in the log: {text!r}: {self.log()}"
-            time.sleep(0.01)
+
+        def logged() -> bool:
+            ended = self.process is not None and self.process.poll() is not None
+            there = self.log().count(text) >= times
+            assert there or not ended, f"the daemon ended: {self.log()}"
+            return there
+
+        until(logged, f"{text!r} in the log of pcinumad")
 
     def resident(self) -> int:
         """Its memory in bytes."""

@@ -28,7 +28,7 @@ from pcinuma.daemon.state import FILE, Record, State, from_json, load, to_json
 from pcinuma.daemon.state_file import StateFile
 from pcinuma.errors import DaemonError
 from pcinuma.settings import Adopt, Policy
-from tests.unit.daemon_process import CHECKOUT
+from tests.waiting import CHECKOUT
 
 OLD, ON, OFF, NEW = (f"0d1e7a3c-52f7-4b0e-9d2b-00000000000{n}" for n in range(4))
 """Domains that: existed before, were enabled, were disabled by a person, came later."""

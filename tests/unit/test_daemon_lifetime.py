@@ -16,7 +16,9 @@ import pytest
 
 from pcinuma.daemon import client
 from pcinuma.errors import EXIT_UNUSABLE, DaemonError
-from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
+from tests.hosts.small import small_host
+from tests.unit.daemon_process import DaemonProcess
+from tests.waiting import CHECKOUT
 
 AS_SYSTEMD = """
 import os, sys
@@ -30,7 +32,7 @@ os.execv(sys.argv[2], sys.argv[2:])
 def daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DaemonProcess:
     """One that was not started yet."""
     monkeypatch.setenv("PCINUMA_SOCKET", str(tmp_path / "socket"))
-    return DaemonProcess(tmp_path, two_node_host(tmp_path / "host"))
+    return DaemonProcess(tmp_path, small_host(tmp_path / "host"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

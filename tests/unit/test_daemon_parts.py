@@ -27,7 +27,7 @@ from pcinuma.errors import UnusableInput
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Adopt, Policy, Settings
 from tests.hosts.domains import Domain, two_cells
-from tests.unit.daemon_process import two_node_host
+from tests.hosts.small import small_host
 
 OLD = State(existing=frozenset({"vm"}))
 NEW = State(existing=frozenset())
@@ -35,7 +35,7 @@ NEW = State(existing=frozenset())
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_node_host(tmp_path_factory.mktemp("host"))
+    return small_host(tmp_path_factory.mktemp("host"))
 
 
 # Permission.

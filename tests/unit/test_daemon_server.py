@@ -24,13 +24,15 @@ from pcinuma.varlink import server
 from pcinuma.varlink.interface import STANDARD, Interface
 from pcinuma.varlink.wire import ErrorReply
 from tests import needs
-from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host
+from tests.hosts.small import small_host
+from tests.unit.daemon_process import DaemonProcess
+from tests.waiting import CHECKOUT
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonProcess]:
     base = tmp_path_factory.mktemp("daemon")
-    with DaemonProcess(base, two_node_host(base / "host")) as daemon:
+    with DaemonProcess(base, small_host(base / "host")) as daemon:
         yield daemon
 
 
@@ -306,7 +308,7 @@ connection.sendall(b'{"method":"io.pcinuma.Status"}' + bytes(1)); print(connecti
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder)
         base.chmod(0o755)
-        with DaemonProcess(base, two_node_host(base / "host")) as daemon:
+        with DaemonProcess(base, small_host(base / "host")) as daemon:
             assert daemon.socket.stat().st_mode & 0o777 == 0o600
             argv = [sys.executable, "-IS", "-c", asker, str(daemon.socket)]
             shut_out = subprocess.run(argv, capture_output=True, text=True, check=False)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pcinuma.address import PciAddress
 from pcinuma.daemon.state import FILE, Decision, Record, State, from_json, load, to_json
 from pcinuma.daemon.state_file import replace_file
-from tests.unit.daemon_process import CHECKOUT
+from tests.waiting import CHECKOUT
 
 DECISION = Decision("placed", None, None, "preferred", 4, 4, "2026-01-02T03:04:05+00:00", "reconciler")
 UUID = "0d1e7a3c-52f7-4b0e-9d2b-9a1c3f6a8b11"

@@ -24,7 +24,9 @@ from pcinuma.daemon import client
 from pcinuma.engine import Request
 from pcinuma.varlink import server
 from tests.hosts.domains import UUID, two_cells
-from tests.unit.daemon_process import CHECKOUT, DaemonProcess, two_node_host, write_state
+from tests.hosts.small import small_host
+from tests.unit.daemon_process import DaemonProcess, write_state
+from tests.waiting import CHECKOUT
 
 HOOK = CHECKOUT / "hook/qemu"
 UNPLACED = two_cells().hostdev("17:00.0").hostdev("b3:00.0").formatted()
@@ -48,7 +50,7 @@ PATIENT: list[Path] = []
 
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return two_node_host(tmp_path_factory.mktemp("host"))
+    return small_host(tmp_path_factory.mktemp("host"))
 
 
 @pytest.fixture

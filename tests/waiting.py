@@ -1,0 +1,39 @@
+"""Processes that tests start: waiting for what they do, and for their end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Callable, Optional, TypeVar
+
+import psutil
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+PATIENCE = 180.0
+"""Seconds until something that will never happen is given up: many, for it must not be a busy machine that decides."""
+
+T = TypeVar("T")
+
+
+class HarnessError(Exception):
+    """What a test started did not do what it was asked for; the text holds the output of whatever failed."""
+
+
+def until(predicate: Callable[[], Optional[T]], what: str, timeout: float = PATIENCE, interval: float = 0.01) -> T:
+    """Call ``predicate`` until it returns something true, and return that. ``what`` completes "waited N s for …"."""
+    deadline = time.monotonic() + timeout
+    while True:
+        value = predicate()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise HarnessError(f"waited {timeout:g} s for {what}")
+        time.sleep(interval)
+
+
+def ended(process: psutil.Process) -> bool:
+    """Whether a process has ended, reaped or not."""
+    try:
+        return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
