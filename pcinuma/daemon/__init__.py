@@ -9,6 +9,9 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     hotplug           a guest address for a device that is about to be plugged in
     current_layout    what an XML is, as opposed to what it should become
     reconciler        which domain is looked at when, one thing at a time for each domain
+    placer            one definition, alone with it: placed or reverted, and recorded
+    define_events     which of the definitions that libvirt tells of are our own
+    sweep             a look at every domain
     work_queue        which domains are to be looked at, in what order
     inventory         the domains that libvirt has, and what is remembered of each
     permission        whether a domain may be touched at all

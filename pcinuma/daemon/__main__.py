@@ -130,7 +130,7 @@ class Daemon:
     def _reload(self) -> None:
         self.notifier.send("RELOADING=1")
         try:
-            self._reconciler.settings = load_settings(self.options.root)
+            self._reconciler.placer.settings = load_settings(self.options.root)
         except ConfigError as error:
             log.error("configuration not read again; the old one stays in force", error=error.sentence())
         else:

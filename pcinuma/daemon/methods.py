@@ -122,8 +122,8 @@ class Methods:
         pools = self._pools.known(xml)
         return start_check.check_start(
             xml,
-            request_for=lambda uuid: replace(reconciler.request(uuid), pools=pools),
-            allows=reconciler.allows,
+            request_for=lambda uuid: replace(reconciler.placer.request(uuid), pools=pools),
+            allows=reconciler.placer.allows,
             is_persistent=lambda uuid: uuid in reconciler.known,
         )
 
@@ -132,9 +132,9 @@ class Methods:
         layout, ran_with = await _run(self._hooks, found.current_layout)
         if found.uuid is not None:
             began = time.monotonic() - answered
-            self._reconciler.decisions.record(found.uuid, found.name, layout, found.policy, by="hook", began=began)
+            self._reconciler.placer.decisions.record(found.uuid, found.name, layout, found.policy, by="hook", began=began)
             if found.refusal is None:
-                self._reconciler.decisions.ran(found.uuid, ran_with)
+                self._reconciler.placer.decisions.ran(found.uuid, ran_with)
 
     async def place(self, parameters: Parameters) -> Reply:
         """See the interface."""
@@ -149,10 +149,10 @@ class Methods:
             pools = self._pools.known(xml)
             if caller != "hook" and self._link.ready:
                 pools = self._pools.resolve(self._link.connection(), xml)
-            request = replace(self._reconciler.request(uuid), policy=policy, group_by=group_by, pools=pools)
+            request = replace(self._reconciler.placer.request(uuid), policy=policy, group_by=group_by, pools=pools)
             result = engine.place(xml, request)
             # Who passes XML through on somebody's way to libvirt places what the daemon would place, and no more.
-            if caller in ("proxy", "hook") and policy is None and not self._reconciler.allows(uuid, owner):
+            if caller in ("proxy", "hook") and policy is None and not self._reconciler.placer.allows(uuid, owner):
                 result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
                 result = replace(result, refused=False)
             return result, uuid, name
@@ -178,7 +178,7 @@ class Methods:
             self._reconciler.forget_contention(domain.UUIDString())
         change = await self._asking(
             domain,
-            self._reconciler.place(domain, by="command", force=force, replan=bool(parameters.get("replan")), dry_run=dry_run),
+            self._reconciler.placer.place(domain, by="command", force=force, replan=bool(parameters.get("replan")), dry_run=dry_run),
         )
         return {**_texts(change), "report": change.result.report()}
 
@@ -196,7 +196,7 @@ class Methods:
     async def revert_domain(self, parameters: Parameters) -> Reply:
         """See the interface."""
         domain = await self._domain(parameters["domain"])
-        change = await self._asking(domain, self._reconciler.revert(domain, dry_run=True, by="command"))
+        change = await self._asking(domain, self._reconciler.placer.revert(domain, dry_run=True, by="command"))
         if change.changed and not parameters.get("dry_run"):
             change = (await self._disable(domain, revert=True))[1] or change
         return _texts(change)
@@ -207,14 +207,14 @@ class Methods:
         uuid = domain.UUIDString()
         news = await self._state_file.choose(uuid, domain.name(), enabled=True)
         self._reconciler.forget_contention(uuid)
-        change = await self._asking(domain, self._reconciler.place(domain, by="command"))
+        change = await self._asking(domain, self._reconciler.placer.place(domain, by="command"))
         return {"changed": news or change.changed, "report": change.result.report()}
 
     async def disable(self, parameters: Parameters) -> Reply:
         """See the interface."""
         domain = await self._domain(parameters["domain"])
         if parameters.get("revert"):  # both or neither
-            await self._asking(domain, self._reconciler.revert(domain, dry_run=True, by="command"))
+            await self._asking(domain, self._reconciler.placer.revert(domain, dry_run=True, by="command"))
         news, change = await self._disable(domain, revert=bool(parameters.get("revert")))
         self._reconciler.want(domain.UUIDString())
         return {"changed": news or (change is not None and change.changed)}
@@ -226,7 +226,7 @@ class Methods:
         if not revert:
             return news, None
         with definition.although_disabled(name):
-            return news, await self._asking(domain, self._reconciler.revert(domain, dry_run=False, by="command"))
+            return news, await self._asking(domain, self._reconciler.placer.revert(domain, dry_run=False, by="command"))
 
     async def attach_address(self, parameters: Parameters) -> Reply:
         """See the interface."""
@@ -236,13 +236,13 @@ class Methods:
 
         def work() -> hotplug.AddressedDevice:
             live = domain.XMLDesc(0).encode()
-            if not self._reconciler.allows(uuid, parse_domain(live).policy):
+            if not self._reconciler.placer.allows(uuid, parse_domain(live).policy):
                 return hotplug.AddressedDevice(device_xml, False, Reason.NOT_ENABLED.sentence)
             pools = self._pools.resolve(self._link.connection(), b"<domain><devices>%b</devices></domain>" % device_xml.encode())
             pools.update(self._pools.resolve(self._link.connection(), live))
-            return hotplug.assign_address(live, device_xml, replace(self._reconciler.request(uuid), pools=pools))
+            return hotplug.assign_address(live, device_xml, replace(self._reconciler.placer.request(uuid), pools=pools))
 
-        async with self._reconciler.alone(uuid):
+        async with self._reconciler.placer.alone(uuid):
             addressed = await self._asking(domain, _run(self._executor, work))
         log.info("device to be plugged in", domain=domain.name(), changed=addressed.changed, message=addressed.message)
         return addressed._asdict()
@@ -261,7 +261,7 @@ class Methods:
                     "uuid": uuid,
                     "state": known.state if known else None,
                     "policy": decision.policy if decision else None,
-                    "enabled": reconciler.is_enabled(uuid),
+                    "enabled": reconciler.placer.is_enabled(uuid),
                     "outcome": decision.outcome if decision else None,
                     "reason": decision.reason if decision and unseen is None else None,
                     "message": unseen or (decision.message if decision else None),

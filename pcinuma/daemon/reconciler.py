@@ -1,20 +1,16 @@
-"""The reconciler: which domain is looked at when, and what is recorded about it.
+"""The reconciler: which domain is looked at when. What a look does is :mod:`~pcinuma.daemon.placer`'s.
 
-A domain is looked at when libvirt says that it was defined or has stopped, when libvirt wrote its definition without saying so,
-when a node device or network that it waits for may have come, at the start and after a reconnect (all of them), after a change
-of the configuration, and when a person asks. One thing at a time for each domain (:meth:`Reconciler.alone`); several domains at
-once, those with an event before those of a sweep. Looking at a domain that is right changes nothing, so our own definition needs
-no special care for its own sake. But other domains may be in a hurry, so where most likely nothing is to be done (our own
-definition, a domain that stopped), that look comes later, and only if the definition is not what another look has found right
-meanwhile (:meth:`Reconciler.check`).
+A domain is looked at when libvirt says that it was defined or has stopped, when libvirt wrote its definition without saying so, when a node
+device or network that it waits for may have come, at the start and after a reconnect (all of them), after a change of the configuration,
+and when a person asks. Several domains are looked at at once, those with an event before those of a sweep. Looking at a domain that is
+right changes nothing, so our own definition needs no special care for its own sake. But other domains may be in a hurry, so where most
+likely nothing is to be done (our own definition, a domain that stopped), that look comes later, and only if the definition is not what
+another look has found right meanwhile (:meth:`Reconciler.check`).
 
 A start in the same breath as the define (:meth:`Reconciler.prepare`, for the proxy) joins the look that the define has caused.
 
 While a domain starts, libvirt holds it locked and every call about it would block a thread: looks at it wait until that is over
 (:mod:`~pcinuma.daemon.starts`). Who changes one thing after the other is let finish (:mod:`~pcinuma.daemon.debounce`).
-
-A definition that arrives just when somebody undefines the domain would bring it back; :mod:`~pcinuma.daemon.undefine_race` sees
-to that.
 """
 
 from __future__ import annotations
@@ -22,34 +18,30 @@ from __future__ import annotations
 import asyncio
 import time
 from concurrent.futures import Executor
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, AsyncIterator, Callable, Iterator, NamedTuple, Optional, TypeVar
-from weakref import WeakValueDictionary
+from typing import Any, Callable, Optional, TypeVar
 
 import libvirt
 
 from pcinuma.daemon import definition, starts
-from pcinuma.daemon.contention import Addresses, Contention
-from pcinuma.daemon.decisions import Decisions
-from pcinuma.daemon.definition import Change, Definitions, Job, Prefetched
+from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.define_events import DefineEvents
+from pcinuma.daemon.definition import Change, Prefetched
 from pcinuma.daemon.definition_files import DefinitionFiles
-from pcinuma.daemon.inventory import NOT_SETTLED, STATE_AFTER, Known, fingerprint, list_domains
+from pcinuma.daemon.inventory import STATE_AFTER, Known, fingerprint, list_domains
 from pcinuma.daemon.link import DomainEvent
 from pcinuma.daemon.overwritten import read
-from pcinuma.daemon.permission import allowed
+from pcinuma.daemon.placer import Placed, Placer
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.starts import Starts
 from pcinuma.daemon.state import State
 from pcinuma.daemon.state_file import StateFile
-from pcinuma.daemon.undefine_race import UndefineRaces
+from pcinuma.daemon.sweep import Sweep
 from pcinuma.daemon.work_queue import NOW, SOMETIME, WorkQueue
-from pcinuma.engine import Request
 from pcinuma.errors import PcinumaError
 from pcinuma.log import log
 from pcinuma.reason import Reason
-from pcinuma.settings import Policy, Settings
+from pcinuma.settings import Settings
 
 WORKERS = 3
 """libvirt answers five calls of one connection at a time; two are left for requests."""
@@ -67,39 +59,25 @@ _WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN
 T = TypeVar("T")
 
 
-class Reconciled(NamedTuple):
-    """What a look came to. ``newest``: our definition is the last one that was made, as the only one that libvirt told of since the
-    look began: libvirt tells in order, and this one was told of."""
-
-    change: Change
-    newest: bool
-
-
 class Reconciler:
     """Keeps definitions placed. Everything here runs in the event loop; ``executor`` runs what blocks."""
 
     def __init__(self, state: State, state_file: StateFile, settings: Settings, root: Path, pools: Pools, executor: Executor) -> None:
-        self.settings = settings
         self.known: dict[str, Known] = {}
         self.state = state
-        self.decisions = Decisions(state, state_file)
         self._state_file = state_file
-        self._root = root
         self._pools = pools
         self._executor = executor
         self._work_queue = WorkQueue(self._may_look)
         self._starts = Starts(self._start_is_over, self._is_active)
-        self._under_way: dict[str, asyncio.Future[Optional[Reconciled]]] = {}  # looks that the reconciler has under way
-        self._checks: dict[str, asyncio.Task[None]] = {}
-        self._defined_events: dict[str, int] = {}  # events of definitions of the domains that are being placed, since that began
-        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-        self._host_changed: Optional[asyncio.TimerHandle] = None
-        self._undefine_races = UndefineRaces()
         self._files = DefinitionFiles(self._definition_written)
         self._written = 0  # definitions that libvirt wrote and may yet send an event for
-        self._definitions = Definitions.of(self._files)
-        self._sweep: set[str] = set()  # what is still to be looked at of the last sweep
-        self._sweep_size, self._sweep_began = 0, 0.0
+        self._define_events = DefineEvents(self.known, self.want, self.check_later)
+        self.placer = Placer(state, state_file, settings, root, pools, executor, self.known, self._files, self._define_events)
+        self._under_way: dict[str, asyncio.Future[Optional[Placed]]] = {}  # looks
+        self._checks: dict[str, asyncio.Task[None]] = {}
+        self._host_changed: Optional[asyncio.TimerHandle] = None
+        self._sweep = Sweep()
 
     @property
     def definitions_watched(self) -> Optional[str]:
@@ -116,7 +94,7 @@ class Reconciler:
         for uuid, (domain, state) in domains.items():
             self.known.setdefault(uuid, Known(domain, state))  # an event that came meanwhile knows better
         for uuid in set(self.state.domains) - set(self.known):
-            self.decisions.forget(uuid)
+            self.placer.decisions.forget(uuid)
         await self._state_file.take_stock(self.known)
         self.sweep()
 
@@ -125,7 +103,7 @@ class Reconciler:
         self._work_queue.clear()
         self._sweep.clear()
         self._starts.clear()
-        self.known = {}
+        self.known.clear()
         self._files.forget()
         self._pools.forget()
 
@@ -133,7 +111,7 @@ class Reconciler:
         """A lifecycle event."""
         uuid = event.domain.UUIDString()
         if event.event in (libvirt.VIR_DOMAIN_EVENT_DEFINED, libvirt.VIR_DOMAIN_EVENT_UNDEFINED):
-            self._undefine_races.event(uuid, event.event, event.detail)
+            self.placer.undefine_races.event(uuid, event.event, event.detail)
         if event.event == libvirt.VIR_DOMAIN_EVENT_UNDEFINED:
             if event.detail != libvirt.VIR_DOMAIN_EVENT_UNDEFINED_RENAMED:
                 self._forget(uuid)
@@ -147,12 +125,7 @@ class Reconciler:
             known.prefetched = event.prefetched
             self._files.watch()
             self._starts.lock_was_free(uuid)
-            if uuid in self._defined_events:
-                self._defined_events[uuid] += 1  # whose it is will be seen
-            elif known.own_events:
-                known.own_events -= 1
-                self.check_later(uuid)
-            else:
+            if not self._define_events.came(uuid, known):
                 known.changed = True
                 self._want_debounced(uuid, known)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
@@ -167,13 +140,14 @@ class Reconciler:
                 self.want(uuid)  # the saved state is used up
 
     def _decided(self, uuid: str, reason: Reason) -> bool:
-        decision = self.decisions.of(uuid)
+        decision = self.placer.decisions.of(uuid)
         return decision is not None and decision.reason == reason.value
 
     def defined(self, domain: libvirt.virDomain) -> Optional[Prefetched]:
         """A definition has just arrived (called in libvirt's thread): if nothing else is to be done, the questions about it are asked at
         once. A crowd gains nothing by that."""
-        return None if self._defined_events or not self._work_queue.idle else definition.prefetch(domain, self._files, self._executor)
+        idle = self._define_events.idle and self._work_queue.idle
+        return definition.prefetch(domain, self._files, self._executor) if idle else None
 
     def _definition_written(self, uuid: Optional[str], patience: float = EVENT_IS_LATE) -> None:
         """libvirt wrote a definition (None: perhaps any). Most often an event is on its way that says the same."""
@@ -228,18 +202,9 @@ class Reconciler:
 
     def sweep(self) -> None:
         """Look at every domain."""
-        self._sweep, self._sweep_began = set(self.known), time.monotonic()
-        self._sweep_size = len(self._sweep)
+        self._sweep.begin(self.known)
         for uuid in sorted(self.known):
             self.want(uuid, SOMETIME)
-
-    def _swept(self, uuid: str) -> None:
-        """A domain was looked at."""
-        if uuid in self._sweep:
-            self._sweep.discard(uuid)
-            if not self._sweep:
-                took = round((time.monotonic() - self._sweep_began) * 1000, 1)
-                log.info("looked at all domains", domains=self._sweep_size, duration_ms=took)
 
     def want(self, uuid: str, priority: int = NOW) -> None:
         """Look at a domain as soon as possible."""
@@ -293,7 +258,7 @@ class Reconciler:
                 if known is not None:
                     await self._look(uuid, known)
             finally:
-                self._swept(uuid)
+                self._sweep.looked_at(uuid)
                 self._work_queue.done(uuid)
                 del known  # a worker that waits would keep the connection that the domain is of
 
@@ -303,12 +268,12 @@ class Reconciler:
         prefetched, known.prefetched = known.prefetched, None
         under_way = self._under_way[uuid] = asyncio.get_running_loop().create_future()
 
-        def on_placed(reconciled: Optional[Reconciled]) -> None:
+        def on_placed(placed: Optional[Placed]) -> None:
             if not under_way.done():  # nor given up by who waited for it
-                under_way.set_result(reconciled)
+                under_way.set_result(placed)
 
         try:
-            change = await self.place(
+            change = await self.placer.place(
                 known.domain,
                 by="reconciler",
                 may_define=known.contention.may_define,
@@ -339,7 +304,7 @@ class Reconciler:
             on_placed(None)
 
     def _failed(self, uuid: str, known: Known, message: str) -> None:
-        self.decisions.failed(uuid, known.domain.name(), message, self.settings.policy, by="reconciler")
+        self.placer.decisions.failed(uuid, known.domain.name(), message, self.placer.settings.policy, by="reconciler")
 
     def _look_at_waiting(self) -> None:
         self._host_changed = None
@@ -347,67 +312,7 @@ class Reconciler:
             if known.absent:
                 self.want(uuid)
 
-    # One domain.
-
-    @asynccontextmanager
-    async def alone(self, uuid: str) -> AsyncIterator[None]:
-        """Nobody else in this process works on the domain meanwhile."""
-        lock = self._locks.get(uuid)
-        if lock is None:
-            lock = self._locks[uuid] = asyncio.Lock()
-        async with lock:
-            yield
-
-    def request(self, uuid: Optional[str]) -> Request:
-        """What the engine needs to know about a domain that is not in its XML."""
-        record = self.state.domains.get(uuid) if uuid else None
-        return Request(self._root, settings=self.settings, ran_with=record.ran_with if record else frozenset())
-
-    def allows(self, uuid: Optional[str], owner: Optional[Policy]) -> bool:
-        """Whether a domain may be placed without a person asking for it."""
-        return allowed(self.state, self.settings.adopt, uuid, owner)
-
-    def is_enabled(self, uuid: str) -> bool:
-        """Whether the domain is placed without a person asking for it, as far as its metadata is known."""
-        known = self.known.get(uuid)
-        return self.allows(uuid, known.owner if known else None)
-
-    async def place(
-        self,
-        domain: libvirt.virDomain,
-        *,
-        by: str,
-        force: bool = False,
-        replan: bool = False,
-        dry_run: bool = False,
-        may_define: Callable[[Callable[[], Addresses]], bool] = lambda found: True,
-        prefetched: Optional[Prefetched] = None,
-        on_placed: Callable[[Reconciled], None] = lambda reconciled: None,
-        give_way: Callable[[], object] = lambda: None,
-    ) -> Change:
-        """Place a definition, alone with it, and record what became of it. Raises libvirtError and PcinumaError.
-
-        ``on_placed`` is called before it is recorded.
-        """
-        uuid = domain.UUIDString()
-        async with self.alone(uuid):
-            job = Job(
-                request=replace(self.request(uuid), replan=replan),
-                allows=lambda owner: force or self.allows(uuid, owner),
-                may_define=may_define,
-                dry_run=dry_run,
-                give_way=give_way,
-            )
-            began = time.monotonic()
-            with self._counting_own_events(uuid) as defined, self._undefine_races.watching(uuid) as check_later:
-                change = await self._in_thread(definition.place, domain, job, self._pools, self._definitions, prefetched)
-                on_placed(Reconciled(change, change.defines == 1 and self._defined_events[uuid] == 1))
-                if change.changed and not dry_run:
-                    defined(change.defines)
-                    check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
-            if not dry_run:
-                asyncio.get_running_loop().call_soon(self._record, uuid, change, by, began)  # after whoever waited goes on
-            return change
+    # Starts.
 
     async def prepare(self, domain: libvirt.virDomain, *, by: str) -> Change:
         """Place a definition that is about to be started. Raises libvirtError and PcinumaError.
@@ -417,68 +322,15 @@ class Reconciler:
         uuid = domain.UUIDString()
         under_way = self._under_way.get(uuid)
         if under_way is not None:
-            reconciled = await under_way
-            if reconciled is not None and (reconciled.newest or await self._in_thread(read, domain) == reconciled.change.after):
-                return reconciled.change
+            placed = await under_way
+            if placed is not None and (placed.newest or await self._in_thread(read, domain) == placed.change.after):
+                return placed.change
         self._work_queue.drop(uuid)  # this look is that look
         try:
-            return await self.place(domain, by=by)
+            return await self.placer.place(domain, by=by)
         except BaseException:
             self.want(uuid)
             raise
-
-    @contextmanager
-    def _counting_own_events(self, uuid: str) -> Iterator[Callable[[int], None]]:
-        """While a domain is being placed: which of the definitions that libvirt tells of are our own. Call what this gives with their
-        number.
-
-        Events do not say who caused them, but each definition causes one; the domain is looked at as soon as there is one more.
-        """
-        self._defined_events[uuid] = 0
-        ours = 0
-
-        def defined(number: int) -> None:
-            nonlocal ours
-            ours = number
-
-        try:
-            yield defined
-        finally:
-            told, known = self._defined_events.pop(uuid), self.known.get(uuid)
-            if ours and known is not None:
-                known.own_events += max(0, ours - told)
-                if told >= ours:
-                    self.check_later(uuid)
-            if told > ours and known is not None:
-                self.want(uuid)
-
-    async def revert(self, domain: libvirt.virDomain, *, dry_run: bool, by: str) -> Change:
-        """Take the placement out of a definition, alone with it. Raises libvirtError and PcinumaError."""
-        uuid = domain.UUIDString()
-        async with self.alone(uuid):
-            began = time.monotonic()
-            with self._undefine_races.watching(uuid) as check_later:
-                change = await self._in_thread(lambda: definition.revert(domain, self._definitions, dry_run=dry_run))
-                if change.changed and not dry_run:
-                    check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
-                    log.info("reverted", domain=change.name, by=by, duration_ms=round((time.monotonic() - began) * 1000, 1))
-            return change
-
-    async def _undefine(self, domain: libvirt.virDomain, uuid: str, ours: Change) -> bool:
-        async with self.alone(uuid):
-            return await self._in_thread(definition.undefine, domain, ours, self._files)
-
-    def _record(self, uuid: str, change: Change, by: str, began: float) -> None:
-        known = self.known.get(uuid)
-        if known is not None:
-            known.owner = change.owner
-            known.looked_at = max(known.looked_at, change.number or 0)
-            known.changed = self._files.last(uuid) > known.looked_at if change.number is not None else False
-            # What libvirt made of a definition of ours may hold somebody's change of the moment after.
-            known.settled = NOT_SETTLED if change.changed else (fingerprint(change.after), time.monotonic())
-            known.absent = any(device.reason in _WAITING for device in change.result.devices)
-        policy = change.owner or self.settings.policy
-        self.decisions.record(uuid, change.name, change.result, policy, by=by, began=began, changed=change.changed)
 
     def start_begins(self, uuid: str, *, refused: bool, look_again: bool) -> None:
         """The hook tells that a domain is about to start: leave it alone until it runs."""
@@ -519,7 +371,7 @@ class Reconciler:
 
     def _forget_unless_known(self, uuid: str) -> None:
         if uuid not in self.known:
-            self.decisions.forget(uuid)
+            self.placer.decisions.forget(uuid)
 
     def _forget(self, uuid: str) -> None:
         known = self.known.pop(uuid, None)
@@ -527,8 +379,8 @@ class Reconciler:
             known.debounce_timer.cancel()
         self._starts.forget(uuid)
         self._work_queue.drop(uuid)
-        self._swept(uuid)
-        self.decisions.forget(uuid)
+        self._sweep.looked_at(uuid)
+        self.placer.decisions.forget(uuid)
 
     async def _in_thread(self, function: Callable[..., T], *arguments: Any) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._executor, function, *arguments)

@@ -121,7 +121,7 @@ def test_a_bogus_wish_in_the_metadata_is_a_fallback(attribute: str, value: str, 
     command.on("two-sockets").place(xml).leaves(xml, "fallback", "bad-value")
 
 
-@pytest.mark.parametrize("wish", ["switch", "node"])
+@pytest.mark.parametrize("group_by", ["switch", "node"])
 def test_group_by_on_the_command_line_wins_over_the_owners(group_by: str, command: Command) -> None:
     xml = two_cells().metadata(group_by=group_by).hostdev("24:00.0").hostdev("26:00.0").raw()
     command.on("eight-gpus")
