@@ -17,24 +17,24 @@ FILE = Path(__file__).resolve().parents[1] / "docs" / "forms.md"
 TESTS = Path(__file__).resolve().parent
 
 BOOTED = "guest/test_forms.py"
-BACKED = ["lab/test_backing.py", "unit/test_placement_backing.py"]
+BACKED = ["lab/test_backing.py", "unit/domain/test_backing.py"]
 FORMS = {
     "hostdev-pci": (
         "`hostdev type='pci'`, VFs, USB and SATA controllers",
         [BOOTED, "guest/test_placed_guests.py", "lab/test_what_the_guest_sees.py"],
     ),
-    "interface-hostdev": ("`interface type='hostdev'`, `<teaming>`", [BOOTED, "unit/test_placement_forms.py"]),
+    "interface-hostdev": ("`interface type='hostdev'`, `<teaming>`", [BOOTED, "unit/domain/test_passthrough.py"]),
     "network-pool": (
         "`interface type='network'` on a hostdev network",
         [
             BOOTED,
-            "unit/test_placement_small_print.py::test_a_pool_whose_members_share_the_place_is_placed",
+            "unit/placement/test_small_print.py::test_a_pool_whose_members_share_the_place_is_placed",
             "libvirt/test_reconciler.py",
         ],
     ),
     "mdev": ("`hostdev type='mdev'`; inactive ones where libvirt may be asked", [BOOTED, "libvirt/test_mdevs.py"]),
     "nvme-disk": ("`disk type='nvme'` on virtio", [BOOTED]),
-    "vdpa": ("vDPA interfaces, and disks on virtio", [BOOTED, "unit/test_placement_forms.py"]),
+    "vdpa": ("vDPA interfaces, and disks on virtio", [BOOTED, "unit/domain/test_passthrough.py"]),
     "block-disk": ("with `near-backing`: `disk type='block'` on virtio", [BOOTED, *BACKED]),
     "direct-interface": ("with `near-backing`: `interface type='direct'`, model virtio", [BOOTED, *BACKED]),
 }

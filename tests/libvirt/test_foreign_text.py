@@ -17,7 +17,7 @@ from tests.libvirt.conftest import require
 from tests.libvirt.domains import guest
 from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon
-from tests.unit.test_cli_foreign_text import IN_XML, assert_readable
+from tests.unit.cli.test_foreign_text import IN_XML, assert_readable
 
 NAME = "vm" + IN_XML.replace("\n", "")
 UUID = "6f0b2ab3-8f2c-4c5b-9c26-0a45a01d8a11"

@@ -17,10 +17,10 @@ SOME = (
     "tests/libvirt/test_systemd.py::test_purging_leaves_no_unit_and_no_file",
     "tests/libvirt/test_hook.py::test_without_a_daemon_required_refuses_and_says_how_to_mend_it",
     "tests/libvirt/test_hook.py::test_required_refuses_with_a_sentence_that_virsh_shows",
-    "tests/unit/test_cli_main.py",
-    "tests/unit/test_cli_screen.py",
+    "tests/unit/cli/test_main.py",
+    "tests/unit/show/test_screen.py",
     "tests/unit/test_manual.py",
-    "tests/unit/test_lab_userland.py",
+    "tests/unit/lab/test_userland.py",
 )
 
 

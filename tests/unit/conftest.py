@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.waiting import CHECKOUT
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,8 @@ from typing import Optional
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.waiting import CHECKOUT
+
 LAYER = re.compile(r"^ {4}(\d+) +(\S.*?)(?:  +.*)?$", re.MULTILINE)
 """In CONTRIBUTING.md: a number, and what lives in that layer, a blank between two names; then what it is, further on."""
 

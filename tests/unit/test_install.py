@@ -11,8 +11,8 @@ import pytest
 
 from pcinuma.settings import Settings, load_settings
 from tests import needs
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 FOREIGN_HOOK = "#!/bin/sh\n# somebody else's\nexit 0\n"
 
 

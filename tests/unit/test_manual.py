@@ -11,8 +11,8 @@ import pytest
 
 from pcinuma.cli import COMMANDS, _parser
 from pcinuma.settings import _KEYS
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 PAGES = [CHECKOUT / "man/pcinuma.8", CHECKOUT / "man/pcinuma.conf.5"]
 
 

@@ -6,7 +6,6 @@ import gc
 import subprocess
 import sys
 import tracemalloc
-from pathlib import Path
 from typing import Callable, Optional
 
 import pytest
@@ -19,8 +18,8 @@ from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.xml import Document
 from pcinuma.errors import DomainError
 from pcinuma.ranges import HIGHEST, Ranges, format_ranges, parse_ranges, parse_spans
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 NUMBERS = st.one_of(st.integers(0, 12), st.integers(0, HIGHEST))
 ITEMS = st.lists(
     st.one_of(

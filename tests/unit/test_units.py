@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-CHECKOUT = Path(__file__).resolve().parents[2]
+from tests.waiting import CHECKOUT
+
 UNITS = sorted([*(CHECKOUT / "systemd").glob("*.service"), *(CHECKOUT / "systemd").glob("*.socket")])
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
 EXPOSURE = {"pcinuma.service": 17, "pcinuma-proxy.service": 11}  # of 100; systemd calls everything below 50 at least "ok"

@@ -23,8 +23,8 @@ from pcinuma.lab import layout
 from pcinuma.reason import Outcome
 from pcinuma.xml_parser import parse
 from tests.hosts.command import Answer, Command
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 DOMAIN = (
     "<domain type='kvm'><name>a</name><metadata><p:pcinuma xmlns:p='urn:pcinuma:domain:1' policy='required'/></metadata><devices>"
     "<interface type='network'><source network='n'/></interface>"

@@ -15,8 +15,7 @@ import pytest
 from pcinuma.cli.checks import hook, host
 from pcinuma.cli.checks.finding import Finding, Level
 from tests.hosts.machines import MACHINES
-
-CHECKOUT = Path(__file__).parents[2]
+from tests.waiting import CHECKOUT
 
 
 def levels(findings: list[Finding]) -> dict[str, Level]:

@@ -19,8 +19,9 @@ from tests.golden.cases import CASES
 from tests.hosts.build import NIC, Host, Kind
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
+from tests.waiting import CHECKOUT
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = CHECKOUT / "tests/golden"
 
 
 @pytest.fixture(params=sorted(MACHINES))

@@ -12,8 +12,8 @@ import pytest
 from pcinuma.cli import COMMANDS, main
 from pcinuma.errors import EXIT_NEGATIVE, EXIT_UNUSABLE
 from tests.hosts.machines import MACHINES
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).parents[2]
 GOLDEN = CHECKOUT / "tests/golden"
 
 

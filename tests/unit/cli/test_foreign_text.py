@@ -17,8 +17,9 @@ from lxml import etree
 
 from pcinuma.cli import COMMANDS, main
 from tests.hosts.machines import MACHINES
+from tests.waiting import CHECKOUT
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = CHECKOUT / "tests/golden"
 FORGED = "PASS all is well"
 IN_XML = f"\x85\x9b31m\x7f\u202e\u2028\u200b\r\n{FORGED}\n"
 """C1, DEL, a bidirectional override, separators and a line that is not ours: whatever XML 1.0 has room for."""

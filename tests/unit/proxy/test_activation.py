@@ -13,8 +13,8 @@ from pcinuma.errors import PcinumaError, UnusableInput
 from pcinuma.proxy import activation as switch
 from pcinuma.proxy.dropins import Daemon, SocketUnit, files, read_socket_unit, unit_texts
 from tests import needs
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 LIB = "usr/lib/systemd/system"
 ETC = "etc/systemd/system"
 LIBVIRTD = """\

@@ -19,8 +19,9 @@ from pcinuma.show.distance import Distance, Location, distance
 from tests.golden.cases import BY_NAME, CASES
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
+from tests.waiting import CHECKOUT
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = CHECKOUT / "tests/golden"
 
 
 def golden(name: str) -> DomainSource:

@@ -17,8 +17,8 @@ import pytest
 
 from pcinuma.proxy.server import ACCEPTED_AT_ONCE, CONNECTIONS_OF_A_USER
 from tests import needs
+from tests.waiting import CHECKOUT
 
-CHECKOUT = Path(__file__).resolve().parents[2]
 PROXY = (needs.python(), "-m", "pcinuma.proxy")
 USER = 4321
 CROWD = 3 * ACCEPTED_AT_ONCE
