@@ -67,7 +67,7 @@ class Decisions:
         self._keep(uuid, name, replace(old, outcome=Outcome.FALLBACK.value, reason=None, message=message, when=now(), by=by))
 
     def ran(self, uuid: str, ran_with: frozenset[PciAddress]) -> None:
-        """A domain started with these addresses of strangers on our ports."""
+        """A domain started with these addresses of foreign devices on our ports."""
         record = self._state.domains.get(uuid)
         if record is not None and record.ran_with != ran_with:
             record.ran_with = ran_with

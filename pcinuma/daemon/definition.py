@@ -255,7 +255,7 @@ def _plan(domain: libvirt.virDomain, job: Job, pools: Pools, xml: bytes) -> tupl
         known = parse_domain(xml)
         owner = known.policy
         if foreign_devices(known) - ran_with:
-            ran_with = ran_with | _running_strangers(domain)
+            ran_with = ran_with | _running_foreign_devices(domain)
         job.give_way()
     request = replace(job.request, pools=pools.resolve(domain.connect(), xml), ran_with=ran_with)
     return engine.place(xml, request), owner
@@ -299,7 +299,7 @@ def undefine(domain: libvirt.virDomain, ours: Change, files: DefinitionFiles) ->
     return True
 
 
-def _running_strangers(domain: libvirt.virDomain) -> frozenset[PciAddress]:
+def _running_foreign_devices(domain: libvirt.virDomain) -> frozenset[PciAddress]:
     """What sits on our ports in the guest that runs now (it may have started while nobody was there to note it)."""
     if not domain.isActive():
         return frozenset()

@@ -16,10 +16,40 @@ ARENAS = 2
 LARGE = 128 * 1024
 """Bytes from which on a piece of memory is mapped by itself, so that it goes back alone; setting it keeps glibc from raising it."""
 GROWN = 4 * 1024 * 1024
-"""Bytes by which the process must have grown since memory was handed back last."""
+"""Bytes by which the process must have grown since it was smallest, or since memory was handed back last."""
+
+LONGEST_PAUSE = 31
+"""So many times it is not due while nothing has changed: memory may have been handed back in the midst of what then freed it."""
+
+
+class Trimming:
+    """When it is worth while, by the resident size in bytes: at once where that has grown, and while it has not gone back, ever more
+    rarely."""
+
+    def __init__(self) -> None:
+        self._least: Optional[int] = None
+        self._after = 0
+        self._pause = self._rest = 0
+
+    def due(self, resident: int) -> bool:
+        """Whether memory is to be handed back now."""
+        self._least = resident if self._least is None else min(resident, self._least)
+        if resident <= self._least + GROWN:
+            self._pause = self._rest = 0
+            return False
+        if self._rest and resident <= self._after + GROWN:
+            self._rest -= 1
+            return False
+        return True
+
+    def done(self, resident: int) -> None:
+        """It was handed back."""
+        self._after = resident
+        self._pause = self._rest = min(2 * self._pause + 1, LONGEST_PAUSE)
+
 
 _libc: Optional[object] = None
-_smallest: Optional[int] = None
+_trimming = Trimming()
 
 
 def settle() -> None:
@@ -39,14 +69,10 @@ def give_back() -> bool:
 
 
 def give_back_if_grown() -> None:
-    """:func:`give_back` if it is worth its milliseconds."""
-    global _smallest
-    now = _resident()
-    if _smallest is None or now < _smallest:
-        _smallest = now
-    elif now > _smallest + GROWN:
+    """:func:`give_back` if it is worth its milliseconds; to be called every few seconds."""
+    if _trimming.due(_resident()):
         give_back()
-        _smallest = _resident()
+        _trimming.done(_resident())
 
 
 def _load() -> Optional[object]:

@@ -76,7 +76,7 @@ def judge(
 ) -> list[Finding]:
     """All that is wrong with what the guest sees. ``cells``: host node -> guest cell. ``kinds``: what was emulated for each source."""
     pairs = pair(layout, host, guest)
-    findings = [*_bridges(layout, guest), *_strangers(layout, guest)]
+    findings = [*_bridges(layout, guest), *_foreign_devices(layout, guest)]
     for item in pairs:
         findings += _device(item, guest, cells, kinds)
     for one, other in combinations([item for item in pairs if item.guest is not None], 2):
@@ -93,7 +93,7 @@ def _bridges(layout: Layout, guest: SeenTree) -> list[Finding]:
     return missing
 
 
-def _strangers(layout: Layout, guest: SeenTree) -> list[Finding]:
+def _foreign_devices(layout: Layout, guest: SeenTree) -> list[Finding]:
     """On an expander sits what the domain puts there, and nothing else: a device that is elsewhere than it should be shows here."""
     known = {layout.path(device.address) for device in layout.devices}
     return [
