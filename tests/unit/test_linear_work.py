@@ -140,7 +140,7 @@ FAMILIES: dict[str, Family] = {
 WORK: dict[str, Callable[[bytes, Path], Any]] = {
     "place": lambda xml, root: engine.place(xml, Request(root)),
     "serialise": lambda xml, _: Document(xml).serialise(),
-    "glance": lambda xml, _: summarise(xml),
+    "summary": lambda xml, _: summarise(xml),
     "networks and mdevs": lambda xml, _: (pools.networks(xml), mdevs.uuids(xml)),
     "parse": lambda xml, _: parse_domain(xml),
 }

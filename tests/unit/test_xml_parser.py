@@ -14,8 +14,8 @@ from pcinuma import engine
 from pcinuma.cli import devices
 from pcinuma.daemon import hotplug, mdevs, pools
 from pcinuma.daemon.start_check import check_start
-from pcinuma.domain import summary as summarise
 from pcinuma.domain.read import parse_domain
+from pcinuma.domain.summary import summarise
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import EXIT_UNUSABLE, PcinumaError, UnusableInput
@@ -39,7 +39,7 @@ ENTRIES: dict[str, tuple[str, Callable[[bytes], Any]]] = {
     "document": (DOMAIN, Document),
     "place": (DOMAIN, lambda xml: engine.place(xml, Request(Path("/nowhere")))),
     "revert": (DOMAIN, engine.revert),
-    "glance": (DOMAIN, summarise.summarise),
+    "summary": (DOMAIN, summarise),
     "standing": (DOMAIN, parse_domain),
     "boot": (DOMAIN, lambda xml: check_start(xml, lambda _: Request(Path("/nowhere")), lambda *_: True, lambda _: True)),
     "networks of a domain": (DOMAIN, pools.networks),
@@ -126,7 +126,7 @@ def test_no_encoding_hides_a_document_type_declaration(fifo: Path, encoding: str
     marks = {"utf-16-le": b"\xff\xfe", "utf-16-be": b"\xfe\xff"}
     for mark in {b"", marks.get(encoding, b"")}:
         given = mark + (text.replace("<!", "+ADw-!").encode() if encoding == "utf-7" else text.encode(encoding))
-        for entry in ("document", "glance"):
+        for entry in ("document", "summary"):
             opened, raised = opened_while(fifo, lambda: ENTRIES[entry][1](given))  # noqa: B023
             assert not opened
             assert [type(error) for error in raised] == [UnusableInput], raised
@@ -165,7 +165,7 @@ def test_a_command_says_in_one_line_what_is_wrong_with_it(tmp_path: Path, fifo: 
 
 def test_a_domain_without_one_is_still_read(tmp_path: Path) -> None:
     assert engine.place(DOMAIN.replace("required", "off").encode(), Request(tmp_path)).outcome is Outcome.UNCHANGED
-    assert summarise.summarise(DOMAIN.encode()).name == "a"
+    assert summarise(DOMAIN.encode()).name == "a"
     assert pools.networks(DOMAIN.encode()) == ["n"] and mdevs.uuids(DOMAIN.encode()) == ["u"]
 
 
