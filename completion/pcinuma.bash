@@ -54,7 +54,7 @@ _pcinuma_words() {
         disable) echo "--help --revert --json" ;;
         policy) echo "--help --group-by --json" ;;
         explain) echo "--help --root --json" ;;
-        topology) echo "--help --root --live --all --json" ;;
+        topology) echo "--help --root --live --all --nccl --json" ;;
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
         place) echo "--help --root --group-by --policy --replan --report" ;;

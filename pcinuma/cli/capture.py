@@ -1,9 +1,9 @@
 """``pcinuma capture``: the host's PCI and NUMA tree as a tar file that every ``--root`` understands once it is unpacked.
 
 It makes a user's report into a test (hwloc's ``hwloc-gather-topology`` is the model). What goes in is a list, not a folder: names,
-numbers and links that :mod:`pcinuma.host` reads, the CPUs' address bits, the machine's model, and pcinuma's own configuration. No serial
-numbers, MAC addresses or host names: of the configuration space only the first 256 bytes of bridges are taken, which hold no Device
-Serial Number (an extended capability) and no VPD. The same tree gives the same bytes.
+numbers and links that :mod:`pcinuma.host` reads, the CPUs' kind and address bits, the machine's model, and pcinuma's own configuration.
+No serial numbers, MAC addresses or host names: of the configuration space only the first 256 bytes of bridges are taken, which hold no
+Device Serial Number (an extended capability) and no VPD. The same tree gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ examples:
   pcinuma topology --root machine          what that host looks like
   pcinuma place --root machine vm.xml      what pcinuma would have done there
 
-In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the CPUs' address bits, the machine's model, /etc/pcinuma; with
-the setting near-backing also the names of block devices and network interfaces (links below /dev are not in it: name /dev/nvme0n1,
-not by-id).
+In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the CPUs' kind and address bits, the machine's model,
+/etc/pcinuma; with the setting near-backing also the names of block devices and network interfaces (links below /dev are not in it:
+name /dev/nvme0n1, not by-id).
 Not in it: serial numbers, MAC addresses, host names, memory contents. Run it as root, or switches are guessed from their shape.
 """
 
@@ -179,11 +179,13 @@ class _Tree:
             self.unreadable.append(path)
 
     def cpu(self) -> None:
-        """Of the CPUs only what decides on a guest's address bits."""
-        vendor, bits, gib_pages = HostReader(self._root).cpu()
+        """Of the CPUs only what decides on a guest's address bits, and what kind they are."""
+        vendor, bits, gib_pages, family, model = HostReader(self._root).cpu()
         if vendor is None and bits is None:
             return
         lines = [] if vendor is None else [f"vendor_id\t: {vendor}"]
+        lines += [] if family is None else [f"cpu family\t: {family}"]
+        lines += [] if model is None else [f"model\t\t: {model}"]
         lines += [f"flags\t\t: {'pdpe1gb' if gib_pages else 'none'}"]
         lines += [] if bits is None else [f"address sizes\t: {bits} bits physical"]
         self.entries["proc/cpuinfo"] = Entry(content="".join(f"{line}\n" for line in lines).encode())

@@ -254,5 +254,7 @@ def _groupings(explained: Explained, screen: Screen) -> list[str]:
             lines.append(f"  and {len(wrong) - _SHOWN_PAIRS} more (--json has them all)")
     switch = next((grouping for grouping in explained.groupings if grouping.group_by is GroupBy.SWITCH), None)
     if near and switch is not None and switch.shown is not None and switch.shown.right > now.right:
-        lines += ["", "NCCL uses GPUDirect RDMA by itself up to PXB, not at PHB: switch may be worth its price here", *_how(explained)]
+        file = f"`{command('topology', explained.source.name, '--nccl')}` prints a file that tells it of the host"
+        lines += ["", *screen.wrap(f"NCCL uses GPUDirect RDMA by itself up to PXB, not at PHB: {file}.")]
+        lines += ["Where GPUs have NVLink, switch may be worth its price for guests without that file", *_how(explained)]
     return lines

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from pcinuma.cli.connect import host_root
+from pcinuma.cli.nccl import nccl_topology
 from pcinuma.cli.sources import read_source
 from pcinuma.engine import Result, place
 from pcinuma.errors import EXIT_DONE, UnusableInput
 from pcinuma.host.topology import read_topology
+from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
 from pcinuma.show.changes import controller_json
 from pcinuma.show.describe import Describer
@@ -28,6 +31,7 @@ examples:
   pcinuma topology                    nodes, root complexes, switches and devices of this host
   pcinuma topology vm1                the host beside the guest; a device has the same letter on both sides
   pcinuma topology vm.xml --root DIR  a domain from a file on a captured host (see pcinuma capture)
+  pcinuma topology vm1 --nccl         the guest's topology as NCCL and RCCL read it (NCCL_TOPO_FILE)
   pcinuma topology --json             everything that was read, for programs
 
 A domain is drawn from the XML of its next start, or from the live XML with --live.
@@ -39,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, metavar="DIR", help="read the host from DIR/sys instead of /sys")
     parser.add_argument("--live", action="store_true", help="draw the running guest instead of its next start")
     parser.add_argument("--all", action="store_true", help="every device of the host, bridges and chipset included")
+    parser.add_argument("--nccl", action="store_true", help="print the guest's topology as a file for NCCL (NCCL_TOPO_FILE)")
     parser.add_argument("--json", action="store_true", help="print plain data instead of the drawing")
 
 
@@ -47,6 +52,10 @@ def run(args: argparse.Namespace) -> int:
         raise UnusableInput("--live needs a DOMAIN")
     if args.domain is not None and args.all:
         raise UnusableInput("--all shows the whole host, and takes no DOMAIN")
+    if args.nccl and args.domain is None:
+        raise UnusableInput("--nccl needs a DOMAIN")
+    if args.nccl and args.json:
+        raise UnusableInput("--nccl is a format of its own, and takes no --json")
     root = args.root or host_root()
     with Progress("reading the host"):
         topology = read_topology(root)
@@ -61,6 +70,12 @@ def run(args: argparse.Namespace) -> int:
     with Progress("reading the domain"):
         source = read_source(args.domain, live=args.live)
         result = place(source.xml, source.request(root))
+    if args.nccl:
+        text, remarks = nccl_topology(source.xml, frozenset(source.pools), result, topology, root)
+        print(text, end="")
+        for line in remarks:
+            print(f"pcinuma: {printable(line)}", file=sys.stderr)
+        return EXIT_DONE
     guest = Guest.read(source.xml, frozenset(source.pools))
     by_address = {str(device.address): device for device in topology.devices}
     passed = [Passed(device.source, by_address.get(device.device or "")) for device in result.devices]

@@ -75,11 +75,13 @@ class Bars(NamedTuple):
 
 
 class Cpu(NamedTuple):
-    """The host's CPUs: vendor, physical address bits (None: not told), and whether they have pages of 1 GiB."""
+    """The host's CPUs: vendor, physical address bits (None: not told), whether they have pages of 1 GiB; x86's family and model."""
 
     vendor: Optional[str]
     bits: Optional[int]
     gib_pages: bool
+    family: Optional[int] = None
+    model: Optional[int] = None
 
 
 class HostReader:
@@ -147,12 +149,12 @@ class HostReader:
             key, separator, value = line.partition(":")
             if separator:
                 says.setdefault(key.strip(), value.strip())
-        words = says.get("address sizes", "").split()
-        bits = int(words[0]) if words and words[0].isascii() and words[0].isdigit() else None
+        bits = _decimal(says.get("address sizes", "").partition(" ")[0])
         flags = says.get("flags", "").split()
         if bits is not None and "sme" in flags and says.get("vendor_id") == "AuthenticAMD":
             bits = max(bits, 48)  # the kernel has taken off those that encrypt memory, QEMU reads CPUID
-        return Cpu(says.get("vendor_id") or None, bits, "pdpe1gb" in flags or not flags)
+        family, model = _decimal(says.get("cpu family", "")), _decimal(says.get("model", ""))
+        return Cpu(says.get("vendor_id") or None, bits, "pdpe1gb" in flags or not flags, family, model)
 
     def mdev_parent(self, uuid: str) -> Optional[PciAddress]:
         """The PCI device that the mediated device ``uuid`` is a part of; None where its parent is of another kind.
@@ -261,6 +263,10 @@ class HostReader:
         if name not in self._port_types:
             self._port_types[name] = port_type(self.sysfs.read_bytes(f"{DEVICES}/{name}/config", 256))
         return self._port_types[name]
+
+
+def _decimal(text: str) -> Optional[int]:
+    return int(text) if text.isascii() and text.isdigit() else None
 
 
 def port_type(config: bytes) -> Optional[int]:

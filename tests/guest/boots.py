@@ -6,7 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping, Optional
 
+from pcinuma.domain.read import read_domain
+from pcinuma.domain.xml import Document
 from pcinuma.engine import Request, place
+from pcinuma.errors import UnusableInput
+from pcinuma.guest.addresses import address_in_guest, bus_numbers
 from pcinuma.lab import compare, endpoints, guest_tree, layout, machine
 from pcinuma.lab.compare import Finding
 from pcinuma.lab.endpoints import Endpoint
@@ -55,4 +59,21 @@ def boot(
     hardware = endpoints.hardware(what, kinds, gpu_bar_mib=gpu_bar_mib)
     aperture = endpoints.aperture_mib(what, kinds, gpu_bar_mib)
     run = machine.boot_tree(kernel, hardware, scratch, firmware=firmware, timeout=timeout, aperture_mib=aperture)
-    return Booted(what, guest_tree.read_sysfs(root), guest_tree.parse(run.console), kinds)
+    guest = guest_tree.parse(run.console)
+    compare_addresses(xml, what, guest)
+    return Booted(what, guest_tree.read_sysfs(root), guest, kinds)
+
+
+def compare_addresses(xml: bytes, what: layout.Layout, guest: SeenTree) -> None:
+    """Every passthrough device that the guest sees has the address that was computed for it, whatever else is wrong with the guest."""
+    domain, _ = read_domain(Document(xml))
+    try:
+        buses = bus_numbers(domain)
+    except UnusableInput as error:
+        assert "belongs to controller" in str(error)  # a test of overlapping buses: the guest misses devices
+        return
+    computed = {device.address: str(address_in_guest(buses, device)) for device in domain.devices if device.address is not None}
+    for device in what.passthrough:
+        seen = guest.at(what.path(device.address))
+        if seen is not None and device.address in computed:
+            assert str(seen.address) == computed[device.address], f"{device.source} is at {seen.address} in the guest"

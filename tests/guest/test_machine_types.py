@@ -11,7 +11,7 @@ from pcinuma.lab.kernel import Kernel
 from pcinuma.settings import GroupBy
 from tests import needs
 from tests.guest import foreign
-from tests.guest.boots import Booted, boot, placed
+from tests.guest.boots import Booted, boot, compare_addresses, placed
 from tests.guest.foreign import Foreign
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.machines import MACHINES
@@ -45,7 +45,10 @@ def _boot(xml: bytes, root: Path, guest: Foreign, scratch: Path, *, device_tree:
     what = layout.read(xml)
     kinds = endpoints.kinds_of(what, root)
     run = foreign.boot(guest, endpoints.hardware(what, kinds), scratch, device_tree=device_tree)
-    return Booted(what, guest_tree.read_sysfs(root), guest_tree.parse(run.console), kinds)
+    seen = guest_tree.parse(run.console)
+    if not device_tree:  # without ACPI, and so without firmware, the kernel numbers the buses
+        compare_addresses(xml, what, seen)
+    return Booted(what, guest_tree.read_sysfs(root), seen, kinds)
 
 
 def test_aarch64_with_acpi(aarch64: Foreign, tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ class Function:
     nested: list[RootComplex] = field(default_factory=list)
     iommu_group: Optional[int] = None
     driver: Optional[str] = INHERIT
+    link: Optional[tuple[str, str]] = ("16.0 GT/s PCIe", "16")
+    """``max_link_speed`` and ``max_link_width`` as the kernel writes them; None where it has no such files."""
 
     # What hangs below a bridge.
 

@@ -118,8 +118,8 @@ class Writer:
             "revision": "0x01",
             "enable": "1",
             "resource": self._resource(kind),
-            "max_link_speed": "16.0 GT/s PCIe",
-            "max_link_width": "16",
+            "max_link_speed": function.link and function.link[0],
+            "max_link_width": function.link and function.link[1],
             "uevent": f"PCI_CLASS={kind.class_code:X}\nPCI_SLOT_NAME={function.address}",
         }
         if function.total_vfs:

@@ -109,6 +109,7 @@ def test_a_capture_serves_place_as_well_as_the_machine(tmp_path: Path, capsys: p
 
 @pytest.mark.parametrize("cpuinfo", ["vendor_id\t: GenuineIntel\nflags\t: sse pdpe1gb\naddress sizes\t: 46 bits physical\nserial\t: 4711\n",
                                      "vendor_id\t: AuthenticAMD\nflags\t: sme\naddress sizes\t: 43 bits physical\n",
+                                     "vendor_id\t: GenuineIntel\ncpu family\t: 6\nmodel\t\t: 143\nmodel name\t: Secret\n",
                                      "address sizes\t: 40 bits physical\n", "", None])  # fmt: skip
 def test_a_capture_knows_of_the_cpus_what_decides_on_a_guests_address_bits(cpuinfo: Optional[str], tmp_path: Path) -> None:
     root = MACHINES["two-sockets"]().write(tmp_path / "machine")

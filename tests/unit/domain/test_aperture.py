@@ -186,7 +186,7 @@ CPUINFO = "processor\t: 0\nvendor_id\t: {}\nflags\t\t: fpu {}\naddress sizes\t: 
 def test_the_hosts_cpus_say_what_qemu_will_see(text: str, expected: tuple[Optional[str], Optional[int], bool], tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/cpuinfo").write_text(text)
-    assert tuple(HostReader(tmp_path).cpu()) == expected
+    assert tuple(HostReader(tmp_path).cpu()) == (*expected, None, None)
 
 
 # What the engine makes of it.

@@ -1,0 +1,1 @@
+"""What the guest sees of its devices: their bus addresses, and the topology that its applications read; pure, from the domain's XML."""
