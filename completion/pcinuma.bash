@@ -34,7 +34,7 @@ _pcinuma() {
                     return
                 fi
                 ;;&
-            status | plan | apply | revert | enable | disable | policy | verify | explain | topology | attach | detach)
+            status | plan | apply | revert | enable | disable | policy | verify | explain | topology | paths | attach | detach)
                 mapfile -t COMPREPLY < <(compgen -W "$(virsh -q list --all --name 2>/dev/null)" -- "$word")
                 ;;
             *) compopt -o default ;;
@@ -44,7 +44,7 @@ _pcinuma() {
 
 _pcinuma_words() {
     case $1 in
-        commands) echo "status plan apply revert enable disable policy verify explain topology attach detach place check capture proxy demo --help --version" ;;
+        commands) echo "status plan apply revert enable disable policy verify explain topology paths attach detach place check capture proxy demo --help --version" ;;
         status | verify | check) echo "--help --json" ;;
         proxy) echo "--help --root --json" ;;
         plan) echo "--help --all --replan --diff --json" ;;
@@ -55,6 +55,7 @@ _pcinuma_words() {
         policy) echo "--help --group-by --json" ;;
         explain) echo "--help --root --json" ;;
         topology) echo "--help --root --live --all --nccl --json" ;;
+        paths) echo "--help --root --json" ;;
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
         place) echo "--help --root --group-by --policy --replan --report" ;;

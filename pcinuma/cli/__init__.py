@@ -31,6 +31,7 @@ COMMANDS = (
     "verify",
     "explain",
     "topology",
+    "paths",
     "attach",
     "detach",
     "place",

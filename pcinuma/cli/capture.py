@@ -2,8 +2,8 @@
 
 It makes a user's report into a test (hwloc's ``hwloc-gather-topology`` is the model). What goes in is a list, not a folder: names,
 numbers and links that :mod:`pcinuma.host` reads, the CPUs' kind and address bits, the machine's model, and pcinuma's own configuration.
-No serial numbers, MAC addresses or host names: of the configuration space only the first 256 bytes of bridges are taken, which hold no
-Device Serial Number (an extended capability) and no VPD. The same tree gives the same bytes.
+No serial numbers, MAC addresses or host names: of the configuration space only the first 256 bytes of bridges are taken, and the ACS and
+ATS registers (:func:`pcinuma.host.pci_config.without_identity`), so no Device Serial Number and no VPD. The same tree gives the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Optional
 
 from pcinuma.cli.connect import host_root
 from pcinuma.errors import EXIT_DONE, ConfigError, HostError, UnusableInput
+from pcinuma.host.pci_config import SIZE, without_identity
 from pcinuma.host.place import HostReader
 from pcinuma.host.topology import read_topology, require_sys
 from pcinuma.printable import printable
@@ -39,9 +40,9 @@ examples:
   pcinuma topology --root machine          what that host looks like
   pcinuma place --root machine vm.xml      what pcinuma would have done there
 
-In the file: NUMA nodes, PCI devices (numbers, places, drivers, BAR sizes), the CPUs' kind and address bits, the machine's model,
-/etc/pcinuma; with the setting near-backing also the names of block devices and network interfaces (links below /dev are not in it:
-name /dev/nvme0n1, not by-id).
+In the file: NUMA nodes, PCI devices (numbers, places, links, drivers, BAR sizes, ACS, ATS), the CPUs' kind and address bits, the
+machine's model, /etc/pcinuma; with the setting near-backing also the names of block devices and network interfaces (links below /dev are
+not in it: name /dev/nvme0n1, not by-id).
 Not in it: serial numbers, MAC addresses, host names, memory contents. Run it as root, or switches are guessed from their shape.
 """
 
@@ -178,6 +179,13 @@ class _Tree:
         except OSError:
             self.unreadable.append(path)
 
+    def config(self, path: str, keep: int) -> None:
+        """A configuration space without what identifies the card."""
+        self.file(path, SIZE)
+        content = self.entries.pop(path, Entry()).content
+        if content is not None and (kept := without_identity(content, keep)):
+            self.entries[path] = Entry(content=kept)
+
     def cpu(self) -> None:
         """Of the CPUs only what decides on a guest's address bits, and what kind they are."""
         vendor, bits, gib_pages, family, model = HostReader(self._root).cpu()
@@ -221,13 +229,15 @@ class _Tree:
         self.folder(folder)
         for leaf in _DEVICE_FILES:
             self.file(f"{folder}/{leaf}")
-        if self.entries.get(f"{folder}/class", Entry()).content in (b"0x060400\n", b"0x060401\n"):
-            self.file(f"{folder}/config", _CONFIG_BYTES)
+        bridge = self.entries.get(f"{folder}/class", Entry()).content in (b"0x060400\n", b"0x060401\n")
+        self.config(f"{folder}/config", _CONFIG_BYTES if bridge else 0)
         virtfns = [name for name in self.names(folder) if name.startswith("virtfn")]
         for leaf in (*_DEVICE_LINKS, *virtfns):
             target = self.follow(f"{folder}/{leaf}")
             if target != f"{folder}/{leaf}":
                 self.folder(target)
+                if leaf == "iommu_group":
+                    self.file(f"{target}/type")
 
 
 def archive(entries: dict[str, Entry]) -> bytes:

@@ -76,6 +76,12 @@ class Function:
     driver: Optional[str] = INHERIT
     link: Optional[tuple[str, str]] = ("16.0 GT/s PCIe", "16")
     """``max_link_speed`` and ``max_link_width`` as the kernel writes them; None where it has no such files."""
+    now: Optional[tuple[str, str]] = INHERIT
+    """``current_link_speed`` and ``current_link_width``; unless said, those of ``link``."""
+    acs: Optional[tuple[int, int]] = None
+    """The capability and control registers of ACS; None for a function without it."""
+    ats: Optional[bool] = None
+    """Whether ATS is enabled; None for a function without it."""
 
     # What hangs below a bridge.
 
@@ -225,6 +231,7 @@ class Host:
         self.virtual_nets: dict[str, list[str]] = {}
         self.subsystems: dict[str, list[str]] = {}
         self.dev_links: dict[str, str] = {}
+        self.iommu_type: Optional[str] = "DMA-FQ"
 
     def node(self, number: int, cpus: str = "", distance: Optional[list[int]] = None, memory_kib: int = 64 << 20) -> Host:
         """A NUMA node with its CPUs ("" for none) and its distances to all nodes in order of number (default: 10 and 21)."""

@@ -27,6 +27,7 @@ from tests.hosts.build import (
     list_format,
 )
 
+SERIAL = b"\x11SERIAL\x88"
 _NO_BAR = " ".join(["0x" + "0" * 16] * 3)
 
 
@@ -107,6 +108,7 @@ class Writer:
         path, kind = function.path, function.kind
         self._dir(path)
         bridge = function.port_type in (ROOT_PORT, UPSTREAM, DOWNSTREAM, TO_PCI)
+        now = function.link if function.now is INHERIT else function.now
         files: dict[str, Optional[str]] = {
             "numa_node": _odd(function.own_node()),
             "local_cpulist": self._cpulist(function),
@@ -120,6 +122,8 @@ class Writer:
             "resource": self._resource(kind),
             "max_link_speed": function.link and function.link[0],
             "max_link_width": function.link and function.link[1],
+            "current_link_speed": now and now[0],
+            "current_link_width": now and now[1],
             "uevent": f"PCI_CLASS={kind.class_code:X}\nPCI_SLOT_NAME={function.address}",
         }
         if function.total_vfs:
@@ -163,6 +167,8 @@ class Writer:
         group = f"kernel/iommu_groups/{function.iommu_group}"
         self._link(f"{group}/devices/{function.address}", function.path)
         self._link(f"{function.path}/iommu_group", group)
+        if self.host.iommu_type is not None:
+            self._file(f"{group}/type", self.host.iommu_type)
 
     def _belongings(self, function: Function) -> None:
         path = function.path
@@ -232,7 +238,7 @@ class Writer:
         return "\n".join(lines + [_NO_BAR] * (13 - len(lines)))
 
     def _config(self, function: Function) -> bytes:
-        kind, config = function.kind, bytearray(256)
+        kind, config = function.kind, bytearray(4096)
         struct.pack_into("<HHHH", config, 0, kind.vendor, kind.device, 0x0406, 0x0010)
         struct.pack_into("<I", config, 8, kind.class_code << 8 | 1)
         multifunction = self.in_slot[function.address.rsplit(".", 1)[0]] > 1
@@ -243,4 +249,15 @@ class Writer:
             config[0x18:0x1B] = bytes([int(function.address[-7:-5], 16), min(buses, default=0), max(buses, default=0)])
         config[0x34] = 0x40
         struct.pack_into("<BBH", config, 0x40, 0x10, 0, 2 | function.port_type << 4)
+        extended = [(0x0003, SERIAL), (0x0001, bytes(64))]  # Device Serial Number, Advanced Error Reporting
+        if function.acs is not None:
+            extended.insert(1, (0x000D, struct.pack("<HH", *function.acs)))
+        if function.ats is not None:
+            extended.append((0x000F, struct.pack("<HH", 0x60, 0x8000 if function.ats else 0)))
+        offset = 0x100
+        for position, (number, registers) in enumerate(extended):
+            following = offset + 4 + len(registers) if position + 1 < len(extended) else 0
+            struct.pack_into("<I", config, offset, number | 1 << 16 | following << 20)
+            config[offset + 4 : offset + 4 + len(registers)] = registers
+            offset = following
         return bytes(config)

@@ -1,4 +1,4 @@
-"""The host: configuration, NUMA nodes, what firmware says about devices, IOMMU, SELinux, AppArmor. Reads below a root, asks no libvirt."""
+"""The host: configuration, NUMA nodes, firmware's word on devices, IOMMU, links, SELinux, AppArmor. Reads below a root, asks no libvirt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Optional
 
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.errors import ConfigError, HostError, UnusableInput
+from pcinuma.host.sysfs import Sysfs
 from pcinuma.host.topology import Topology, read_topology
+from pcinuma.paths.facts import Kind, PathReader
 from pcinuma.settings import configuration_files, load_settings
 from pcinuma.show.describe import count, is_chipset, is_endpoint
 
@@ -23,7 +25,7 @@ def check(root: Path) -> list[Finding]:
         topology = read_topology(root)
     except (HostError, UnusableInput) as error:
         return [*findings, fail("NUMA nodes", str(error), "without them nothing is placed; please report it with `pcinuma capture`")]
-    findings += [_nodes(topology), _affinity(topology), _iommu(root)]
+    findings += [_nodes(topology), _affinity(topology), _iommu(root), _links(topology, root)]
     return [*findings, *_selinux(root), *_apparmor(root)]
 
 
@@ -75,6 +77,21 @@ def _iommu(root: Path) -> Finding:
         hint = "switch VT-d or AMD-Vi on in the firmware; on Intel boot with intel_iommu=on"
         return warn("IOMMU", "no IOMMU groups: this host cannot pass PCI devices through", hint)
     return passed("IOMMU", count(len(groups), "group"))
+
+
+def _links(topology: Topology, root: Path) -> Finding:
+    what, reader = "links", PathReader(Sysfs(root))
+    devices = [device for device in topology.devices if is_endpoint(device) and not is_chipset(device) and device.physfn is None]
+    try:
+        facts = [reader.facts(device) for device in devices]
+    except HostError as error:
+        return warn(what, str(error))
+    bad = [item for item in facts if item.narrow or (item.slow and item.kind is not Kind.GPU)]  # idle GPUs lower their speed
+    if bad:
+        names = ", ".join(item.name for item in bad[:4]) + (", …" if len(bad) > 4 else "")
+        hint = "reseat the card, look at its riser and at the slot's settings in the firmware; `pcinuma paths` has the figures"
+        return warn(what, f"{count(len(bad), 'device')} with a link below what both ends can do: {names}", hint)
+    return passed(what, "no device has a link below what both ends can do")
 
 
 def _selinux(root: Path) -> list[Finding]:

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Optional
 
 import pytest
 
@@ -52,6 +53,26 @@ def test_a_spelling_mistake_in_the_configuration_fails_and_names_the_file(root: 
     (finding,) = [finding for finding in host.check(root) if finding.what == "configuration"]
     assert finding.level is Level.FAIL
     assert "10-site.conf" in finding.message
+
+
+@pytest.mark.parametrize(
+    ("device", "now", "level"),
+    [
+        ("18:00.0", ("16.0 GT/s PCIe", "8"), Level.WARN),  # a NIC
+        ("18:00.0", ("8.0 GT/s PCIe", "16"), Level.WARN),
+        ("17:00.0", ("16.0 GT/s PCIe", "8"), Level.WARN),  # a GPU
+        ("17:00.0", ("2.5 GT/s PCIe", "16"), Level.PASS),  # which may be idle
+        ("18:00.0", None, Level.PASS),
+    ],
+)
+def test_a_link_below_what_both_ends_can_do_is_a_warning(
+    device: str, now: Optional[tuple[str, str]], level: Level, tmp_path: Path
+) -> None:
+    machine = MACHINES["two-sockets"]()
+    machine.functions[f"0000:{device}"].now = now
+    (finding,) = [finding for finding in host.check(machine.write(tmp_path)) if finding.what == "links"]
+    assert finding.level is level
+    assert level is Level.PASS or device in finding.message
 
 
 def test_no_iommu_groups_is_a_warning(root: Path) -> None:

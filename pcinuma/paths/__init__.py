@@ -1,0 +1,1 @@
+"""How requests travel between two devices: what is read of the host, and the verdict on it."""
