@@ -11,18 +11,12 @@ from collections.abc import Sequence
 from typing import Union
 
 from pcinuma.address import PciAddress
-from pcinuma.lab import initramfs
+from pcinuma.lab import initramfs, machine
 from pcinuma.lab.kernel import Kernel
 
 READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
 READ_END = "=====PCINUMA-READ-END====="
-CMDLINE = (
-    "console=ttyS0 quiet panic=-1 mitigations=off rodata=off tsc=reliable no_timer_check nokaslr"
-    " cryptomgr.notests audit=0 apparmor=0 nowatchdog random.trust_cpu=on 8250.nr_uarts=1"
-    # Self-tests (rodata=off: of the kernel's own page tables), keys and probes that have nothing to do with PCI; a kernel without such a
-    # function takes no notice.
-    " initcall_blacklist=crypto_kdf108_init,load_system_certificate_list,init_ima,init_evm,init_kprobe_trace,init_blk_tracer,cmos_init"
-)
+CMDLINE = f"{machine.BRISK} apparmor=0 8250.nr_uarts=1"
 
 _READ = """
 for module in /modules/*.ko; do

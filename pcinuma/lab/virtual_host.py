@@ -24,7 +24,7 @@ from pcinuma.lab.kernel import Kernel
 STEP = "@@ "
 DONE = "=====PCINUMA-JOB-DONE====="
 FAILED = "=====PCINUMA-JOB-FAILED====="
-CMDLINE = f"{machine.CMDLINE} intel_iommu=on iommu=nopt cryptomgr.notests audit=0 nowatchdog"
+CMDLINE = f"{machine.CMDLINE} intel_iommu=on iommu=nopt"
 # What a kernel and glibc use where they see it, and what TCG emulates slowly: byte-wise `rep movsb`, a fifth level of page tables, a
 # translation block that ends at each stac, vector helpers and their larger state. Without them a job needs a third less. One emulating
 # thread (machine.GUEST_TCG) saves another third: no atomics, and no virtual CPU that spins for one which waits for a core.

@@ -5,15 +5,10 @@ The kernel package is fetched once into ``PCINUMA_LAB_CACHE`` (default ``/var/ca
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Iterator
-
 import pytest
 
 from pcinuma.lab import LabError, kernel, machine
 from tests import needs
-from tests.guest import largest
-from tests.guest.boots import Booted
 
 
 @pytest.fixture(scope="session")
@@ -24,10 +19,3 @@ def lab_kernel() -> kernel.Kernel:
         return kernel.fetch(needs.kernel_cache())
     except LabError as error:
         pytest.skip(str(error))
-
-
-@pytest.fixture(scope="session")
-def largest_guest(lab_kernel: kernel.Kernel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Future[Booted]]:
-    """The largest guest, which boots."""
-    with ThreadPoolExecutor(1) as pool:
-        yield largest.start(lab_kernel, tmp_path_factory.mktemp("largest"), pool)

@@ -1,12 +1,12 @@
-"""The largest domain that the bus numbers allow: drives on two nodes, one more of which no longer fits.
+"""The largest domains that the bus numbers allow: one drive more no longer fits.
 
-QEMU needs minutes for hundreds of ports (its time to map a BAR grows with their number), so the guest boots beside other tests: where the
-files are spread over processes, this one's is among the first.
+Either all drives of a node are on one root complex (some 250 drives), or each is on one of its own, of which every one takes bus numbers in
+reserve (some 120). QEMU needs minutes for hundreds of ports: its time to map a BAR grows with their number.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 from pcinuma.engine import Request, place
@@ -22,35 +22,42 @@ CELLS = {0: 0, 1: 1}
 ON_A_NODE = 126
 
 
-def write_host(folder: Path) -> Path:
-    return crowd(ON_A_NODE, 1, 2).write(folder)
+@dataclass(frozen=True)
+class Drives:
+    """A host below ``root``, and its drives, alternately of both nodes."""
 
+    root: Path
+    sources: tuple[str, ...]
 
-def domain(devices: int) -> bytes:
-    """A domain with this many drives, alternately of both nodes, as nobody has formatted it yet."""
-    sources = [f"{number % 2:04x}:{1 + number // 2:02x}:00.0" for number in range(devices)]
-    return plain(sources, CELLS, addresses=False)
+    @classmethod
+    def on_two_complexes(cls, folder: Path) -> Drives:
+        sources = tuple(f"{number % 2:04x}:{1 + number // 2:02x}:00.0" for number in range(2 * ON_A_NODE))
+        return cls(crowd(ON_A_NODE, 1, 2).write(folder), sources)
 
+    @classmethod
+    def each_on_its_own_complex(cls, folder: Path) -> Drives:
+        sources = tuple(f"{number % 2 * 80 + number // 2:04x}:01:00.0" for number in range(160))
+        return cls(crowd(1, 80, 2).write(folder), sources)
 
-def attempt(devices: int, root: Path, group_by: GroupBy) -> Result:
-    return place(domain(devices), Request(root=root, group_by=group_by))
+    def place(self, devices: int, group_by: GroupBy) -> Result:
+        """The first so many of them passed through to a guest that nobody has formatted yet."""
+        return place(plain(self.sources[:devices], CELLS, addresses=False), Request(root=self.root, group_by=group_by))
 
 
 def fits(result: Result, group_by: GroupBy) -> bool:
     return result.group_by is group_by and all(device.placed for device in result.devices)
 
 
-def largest(root: Path, group_by: GroupBy) -> int:
+def largest(drives: Drives, group_by: GroupBy) -> int:
     """The number of drives above which one is not placed."""
-    low, high = 1, 2 * ON_A_NODE
+    low, high = 1, len(drives.sources)
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(attempt(middle, root, group_by), group_by) else (low, middle - 1)
+        low, high = (middle, high) if fits(drives.place(middle, group_by), group_by) else (low, middle - 1)
     return low
 
 
-def start(kernel: Kernel, scratch: Path, pool: ThreadPoolExecutor, firmware: str = "seabios") -> Future[Booted]:
-    """Boot the largest domain in the background."""
-    root = write_host(scratch / "host")
-    result = attempt(largest(root, GroupBy.ROOT_COMPLEX), root, GroupBy.ROOT_COMPLEX)
-    return pool.submit(boot, result.xml, root, kernel, scratch, firmware=firmware, kind=Endpoint.TINY)
+def start(drives: Drives, kernel: Kernel, scratch: Path, firmware: str = "seabios") -> Booted:
+    """Boot the largest domain."""
+    result = drives.place(largest(drives, GroupBy.ROOT_COMPLEX), GroupBy.ROOT_COMPLEX)
+    return boot(result.xml, drives.root, kernel, scratch, firmware=firmware, kind=Endpoint.TINY)
