@@ -1,4 +1,7 @@
-"""What a plan is: values only, in terms of the guest's PCI controllers and addresses."""
+"""What a plan is: values only, in terms of the guest's PCI controllers and addresses.
+
+``resolve`` makes the targets, ``placement`` the plan, ``domain.edit`` carries it out, ``report`` tells of it.
+"""
 
 from __future__ import annotations
 

@@ -70,8 +70,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(shown, indent=2))
         return EXIT_DONE
-    wish = f"policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}"
-    print(printable(f"{name}: {wish}"))
+    now = f"policy {shown['policy'] or 'as in pcinuma.conf'}, group-by {shown['group_by'] or 'as in pcinuma.conf'}"
+    print(printable(f"{name}: {now}"))
     if report is not None:
         outcome = f"{placed_of(report)} placed" if report["outcome"] == "placed" else why(report)
         print(f"{printable(name)}: {outcome}")
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _placed_now(name: str) -> Optional[Mapping[str, Any]]:
-    """What the daemon makes of the new wish: a change of metadata is no event that it would look at a domain for. None without it."""
+    """What the daemon makes of the new setting: a change of metadata is no event that it would look at a domain for. None without it."""
     try:
         report: Mapping[str, Any] = client.call("PlaceDomain", {"domain": name}, timeout=120)["report"]
     except DaemonError as error:

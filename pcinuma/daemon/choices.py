@@ -11,7 +11,7 @@ that no content can be bad, and no record takes another one along. A choice is o
 error. Where two folders name a domain, ``disabled`` counts.
 
 A folder that is gone, is none, or has lost the ``README`` that it was made with, has lost what was in it. Without ``enabled`` nothing
-happens that nobody wished. Without ``existing`` it is as at the first start. Without ``disabled``, any domain may be one that a person
+happens that nobody asked for. Without ``existing`` it is as at the first start. Without ``disabled``, any domain may be one that a person
 disabled: :attr:`Choices.unsure` is set, nothing is touched that is not known to be enabled, and once libvirt's domains are known,
 :func:`establish` disables those. A loss leaves a file that says so (:data:`LOST`), and is complained of until a person takes that file
 away.

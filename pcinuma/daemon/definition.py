@@ -9,7 +9,7 @@ is never touched: what is defined here counts from its next start.
 
 Somebody may start a domain right after he defined it, so what lies between the event and the define is kept short: the first two
 questions may have been asked already when the work begins (:class:`Prefetched`), and the XML is not parsed but for the engine where
-nobody's wishes are in it.
+nobody's settings are in it.
 """
 
 from __future__ import annotations

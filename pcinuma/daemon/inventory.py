@@ -1,4 +1,7 @@
-"""The domains as libvirt's listing and events tell of them, and what is remembered of each in this process."""
+"""The domains as libvirt's listing and events tell of them, and what is remembered of each in this process.
+
+Values of the event loop, but for :func:`list_domains`, which asks libvirt and raises libvirtError.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NUMA nodes of the host (``Documentation/ABI/stable/sysfs-devices-node``)."""
+"""NUMA nodes of the host (``Documentation/ABI/stable/sysfs-devices-node``): CPUs, distances, memory; HostError for what cannot be read."""
 
 from __future__ import annotations
 

@@ -113,14 +113,14 @@ def domain(
 ) -> bytes:
     """The domain XML.
 
-    ``cells``: guest cell -> host node. A tuple of addresses shares a slot. ``policy``, ``group_by``: its owner's wishes. ``hotplug``: the
-    kernel is to serve hot-pluggable ports, which costs it a quarter of a second for each.
+    ``cells``: guest cell -> host node. A tuple of addresses shares a slot. ``policy``, ``group_by``: what its owner asks for. ``hotplug``:
+    the kernel is to serve hot-pluggable ports, which costs it a quarter of a second for each.
     """
-    wishes = "".join(f" {key}='{value}'" for key, value in (("policy", policy), ("group-by", group_by)) if value)
+    attributes = "".join(f" {key}='{value}'" for key, value in (("policy", policy), ("group-by", group_by)) if value)
     each = memory_mib // len(cells)
     values = {
         "name": name,
-        "metadata": f"\n    <pcinuma xmlns='urn:pcinuma:domain:1'{wishes}/>" if wishes else "",
+        "metadata": f"\n    <pcinuma xmlns='urn:pcinuma:domain:1'{attributes}/>" if attributes else "",
         "memory": each * len(cells),
         "memnodes": "\n".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{node}'/>" for cell, node in sorted(cells.items())),
         "initrd": initrd,

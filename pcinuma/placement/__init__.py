@@ -1,1 +1,5 @@
-"""Placement: a pure function from (domain, host, policy) to a plan, or to the reason for none. No I/O."""
+"""Placement: a pure function from (domain, what the host says of its devices, options) to a plan. No I/O.
+
+The one entry is :func:`pcinuma.placement.planner.make_plan`. What does not fit raises NoRoom, or NoAperture, with the figures; nothing else
+is raised on purpose. The same input gives the same plan.
+"""

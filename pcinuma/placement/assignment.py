@@ -192,7 +192,8 @@ class Assignment:
     # Below the expanders.
 
     def _assign_all(self, locality: Locality, units: list[Unit]) -> None:
-        """Seat the units of one place: below the expanders that stand for it, and what finds no room there below a new one."""
+        """Give the units of one place their addresses: below the expanders that stand for it, and what finds no room there below a new
+        one."""
         overflow: list[Unit] = []
         expanders = self.existing.expanders_for(locality)
         if not expanders:

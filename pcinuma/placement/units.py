@@ -1,4 +1,8 @@
-"""Units: what moves as one. The functions of one host device that share a guest slot are one; everything else is on its own."""
+"""Units: what moves as one. The functions of one host device that share a guest slot are one; everything else is on its own.
+
+In: a domain and what was resolved of its devices. Out: the units, in the order of their host addresses, each with the target or the reason
+that counts for all of it.
+"""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def foreign_device_faults(before: str, after: str, *, exact: bool) -> list[str]:
 
 def shape(xml: str) -> str:
     """A definition without controllers of ours, ports, and places of passthrough devices, as a sorted list of lines: what stays comparable
-    where libvirt may have put a newcomer on another port, or made one for it."""
+    where libvirt may have put a new device on another port, or made one for it."""
     root = etree.fromstring(without_ours(xml.encode()))
     for controller in root.findall("devices/controller[@type='pci']"):
         if controller.get("model") in (*PORTS, "pcie-root", "pci-root"):

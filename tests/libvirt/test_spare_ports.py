@@ -1,7 +1,7 @@
 """Why spare-ports is 0 by default: what libvirt makes of a free port of ours, and what pcinuma makes of that.
 
 libvirt gives a device without an address the first free port by index. On the main root that is libvirt's own spare port and, in a domain
-that libvirt had formatted before it was placed, the port of each device that moved; the newcomer after those finds ours. In a
+that libvirt had formatted before it was placed, the port of each device that moved; the new device after those finds ours. In a
 definition the next placing moves it away; in a running guest nothing can.
 """
 

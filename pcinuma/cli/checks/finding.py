@@ -1,4 +1,4 @@
-"""What a check found."""
+"""What a check found: a value, for the text of ``pcinuma check`` and its JSON alike."""
 
 from __future__ import annotations
 

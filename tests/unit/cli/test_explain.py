@@ -73,9 +73,9 @@ def test_a_domain_that_is_left_alone_is_offered_no_grouping(tmp_path: Path) -> N
     assert explain(golden("no-cells-in"), tmp_path).groupings == ()
 
 
-def verdicts(tmp_path: Path, machine: str, name: str) -> dict[str, tuple[bool, str]]:
+def checks(tmp_path: Path, machine: str, name: str) -> dict[str, tuple[bool, str]]:
     MACHINES[machine]().write(tmp_path)
-    return {verdict.device.source: (verdict.passed, verdict.message) for verdict in check_domain(golden(name), tmp_path)}
+    return {check.device.source: (check.passed, check.message) for check in check_domain(golden(name), tmp_path)}
 
 
 @pytest.mark.parametrize(
@@ -92,11 +92,11 @@ def verdicts(tmp_path: Path, machine: str, name: str) -> dict[str, tuple[bool, s
     ],
 )
 def test_a_guest_that_runs_as_placed_passes(tmp_path: Path, machine: str, name: str) -> None:
-    assert {passed for passed, _ in verdicts(tmp_path, machine, name).values()} == {True}
+    assert {passed for passed, _ in checks(tmp_path, machine, name).values()} == {True}
 
 
 def test_a_guest_that_runs_unplaced_fails_for_each_device_with_a_cell(tmp_path: Path) -> None:
-    found = verdicts(tmp_path, "two-sockets", "two-nodes-formatted-in")
+    found = checks(tmp_path, "two-sockets", "two-nodes-formatted-in")
     assert found["0000:17:00.0"] == (False, "host node 0 is cell 0, but the guest sees no node for it")
     assert found["0000:b3:00.0"] == (False, "host node 1 is cell 1, but the guest sees no node for it")
 
@@ -106,23 +106,23 @@ def test_a_device_under_the_wrong_cell_fails(tmp_path: Path) -> None:
     xml = (GOLDEN / "two-nodes-out.xml").read_bytes()
     swapped = xml.replace(b"<node>0</node>", b"<node>X</node>").replace(b"<node>1</node>", b"<node>0</node>").replace(b"X", b"1")
     found = check_domain(DomainSource("x", swapped, {}, True), tmp_path)
-    assert [verdict.passed for verdict in found] == [False, False]
+    assert [check.passed for check in found] == [False, False]
     assert found[0].message == "host node 0 is cell 0, but the guest sees it under cell 1"
 
 
 def test_devices_of_two_root_complexes_on_one_expander_fail_unless_grouped_by_node(tmp_path: Path) -> None:
     MACHINES["two-root-complexes"]().write(tmp_path)
     by_node = golden("two-root-complexes-node-out")
-    assert all(verdict.passed for verdict in check_domain(by_node, tmp_path))
+    assert all(check.passed for check in check_domain(by_node, tmp_path))
     claimed = re.sub(rb"(placement group-by=.)node", rb"\1root-complex", by_node.xml)
     assert claimed != by_node.xml
-    failed = [verdict for verdict in check_domain(DomainSource("x", claimed, {}, True), tmp_path) if not verdict.passed]
+    failed = [check for check in check_domain(DomainSource("x", claimed, {}, True), tmp_path) if not check.passed]
     assert failed
-    assert all("another root complex" in verdict.message for verdict in failed)
+    assert all("another root complex" in check.message for check in failed)
 
 
 def test_a_device_without_affinity_passes_on_the_default_root_with_the_reason(tmp_path: Path) -> None:
-    found = verdicts(tmp_path, "minus-one", "no-affinity-in")
+    found = checks(tmp_path, "minus-one", "no-affinity-in")
     assert set(found.values()) == {(True, Reason.NO_AFFINITY.sentence)}
 
 

@@ -126,9 +126,9 @@ def test_a_placed_domain_that_is_handed_one_goes_back(root: Path) -> None:
 def test_a_device_on_its_owners_port_is_no_hindrance_and_the_port_is_taken(root: Path) -> None:
     domain = two_cells().hostdev("17:00.0").hostdev("b3:00.0")
     domain = domain.controller(1, "pcie-root-port").controller(2, "pcie-pci-bridge", "", "01:00.0")
-    for value, seat in (("edu,bus=pci.2,addr=0x1f", (2, 31, 0)), ('{"driver":"edu","bus":"pci.2","addr":"4.1"}', (2, 4, 1))):
+    for value, slot_function in (("edu,bus=pci.2,addr=0x1f", (2, 31, 0)), ('{"driver":"edu","bus":"pci.2","addr":"4.1"}', (2, 4, 1))):
         xml = written(domain, "-device", value)
-        assert PciAddress(0, *seat) in read_domain(Document(xml))[0].others
+        assert PciAddress(0, *slot_function) in read_domain(Document(xml))[0].others
         assert place(xml, Request(root)).outcome is Outcome.PLACED
     for value in ("edu,bus=pci.3", "edu,bus=pci.2,addr=99", "edu,bus=pci.0", "pcie-pci-bridge,bus=pci.2", "vfio-pci,bus=pci.2"):
         assert place(written(domain, "-device", value), Request(root)).reason is Reason.QEMU_COMMANDLINE

@@ -126,5 +126,5 @@ def test_a_record_of_nothing_is_taken_out_and_the_wished_grouping_counts(root: P
     assert (result.outcome, result.reason, result.group_by) == (Outcome.PLACED, Reason.NOTHING_TO_PLACE, None)
     assert placement(result.xml) is None and "record" in str(result.message)
     assert place(result.xml, Request(root)).outcome is Outcome.UNCHANGED
-    wished: Optional[bytes] = _forged(two_cells().metadata(group_by="node").hostdev("17:00.0").formatted(), ["1"], [])
-    assert place(wished or b"", Request(root)).report()["group_by"] == "node"
+    asked_for: Optional[bytes] = _forged(two_cells().metadata(group_by="node").hostdev("17:00.0").formatted(), ["1"], [])
+    assert place(asked_for or b"", Request(root)).report()["group_by"] == "node"

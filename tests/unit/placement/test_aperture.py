@@ -141,8 +141,8 @@ def test_a_placed_guest_that_is_known_not_to_fit_any_more_is_taken_back(tmp_path
     assert not any(line.placed for line in result.devices) and "of the 512 GiB" in (result.message or "")
     again = place(result.xml, Request(root=tmp_path))
     assert (again.reason, again.xml) == (Reason.NO_APERTURE, result.xml)
-    newcomer = with_device("90:00.0")(smaller)
-    taken = place(newcomer, Request(root=tmp_path))
+    larger = with_device("90:00.0")(smaller)
+    taken = place(larger, Request(root=tmp_path))
     assert (taken.outcome, taken.reason) == (Outcome.FALLBACK, Reason.NO_APERTURE)
     required = place(smaller, Request(root=tmp_path, policy=Policy.REQUIRED))
     assert required.refused and required.xml == smaller
