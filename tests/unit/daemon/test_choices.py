@@ -148,7 +148,7 @@ def _remove(path: Path) -> None:
 
 def _dangling_link(path: Path) -> None:
     _remove(path)
-    path.symlink_to("/nonexistent")
+    path.symlink_to("/nonexistent/state")
 
 
 def _rubbish_in_every_file(path: Path) -> None:
@@ -163,7 +163,7 @@ def _empty_every_file(path: Path) -> None:
             file.write_bytes(b"")
 
 
-def _strangers(path: Path) -> None:
+def _files_of_others(path: Path) -> None:
     if path.is_dir():
         (path / "README~").write_text("")
         (path / OFF.upper()).write_text("")
@@ -171,6 +171,7 @@ def _strangers(path: Path) -> None:
 
 def _newer(path: Path) -> None:
     if path.name == FILE:
+        _remove(path)  # or a dangling link would be written through
         path.write_text('{"version": 3, "domains": {"%s": "placed"}}' % OFF)
 
 
@@ -181,7 +182,7 @@ DAMAGES: list[Callable[[Path], None]] = [
     _dangling_link,
     _rubbish_in_every_file,
     _empty_every_file,
-    _strangers,
+    _files_of_others,
     _newer,
 ]
 ENTRIES = (choices.DISABLED, choices.ENABLED, choices.EXISTING, FILE, choices.LOST, "lock")
