@@ -8,6 +8,8 @@ printable is ``str.isprintable``'s to say (Python's own rule for ``repr``). Neit
 
 from __future__ import annotations
 
+import shlex
+
 
 def printable(text: str) -> str:
     """``text`` on one line, with an escape for every character that cannot be seen or does something."""
@@ -19,3 +21,8 @@ def printable(text: str) -> str:
 def printable_lines(text: str) -> str:
     """The same of each line: the line feeds and tabs of ``text`` (XML, a traceback) are its author's, and stay."""
     return "".join(character if character in "\n\t" or character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def command(verb: str, domain: str, *options: str) -> str:
+    """A command of ours on a domain, as a person types it in a shell."""
+    return printable(" ".join(["pcinuma", verb, shlex.quote(domain), *options]))

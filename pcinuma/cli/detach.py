@@ -11,10 +11,9 @@ from pcinuma.cli.attach import targets
 from pcinuma.cli.connect import connection, find_domain, libvirt_module
 from pcinuma.cli.devices import DETACH_HELP, still_there, wanted
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, LibvirtError
-from pcinuma.printable import printable
+from pcinuma.printable import command, printable
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
-from pcinuma.show.words import command
 
 NAME = "detach"
 HELP = "take a host device away from a domain"

@@ -11,12 +11,13 @@ from typing import Any, Optional
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.sources import DomainSource, read_source
 from pcinuma.cli.verify import Check, check_devices
+from pcinuma.domain.xml import Document
 from pcinuma.engine import DeviceReport, Result, place
 from pcinuma.errors import EXIT_DONE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
 from pcinuma.model import AttachedAs
 from pcinuma.placement.mapping import cells_by_memory
-from pcinuma.printable import printable
+from pcinuma.printable import command, printable
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.describe import Describer
@@ -26,7 +27,7 @@ from pcinuma.show.guest import SWITCH, Guest
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
 from pcinuma.show.trees import device_state
-from pcinuma.show.words import command, fell_back, names, placed_of, reasons, sentence, why
+from pcinuma.show.words import fell_back, names, placed_of, reasons, sentence, why
 
 NAME = "explain"
 HELP = "say for each passthrough device where it is, where the guest has it, and why"
@@ -63,14 +64,16 @@ class Explained:
         return next((device for device in self.topology.devices if str(device.address) == report.device), None)
 
     def cell_by(self, report: DeviceReport) -> Optional[str]:
-        """What in the domain's XML makes the cell stand for the node: memnode or memory, or pinned vCPUs (or nearest)."""
+        """What in the domain's XML makes the cell stand for the node: memnode or memory, or pinned vCPUs: vcpupin, or vcpu's cpuset (or
+        nearest)."""
         if report.guest_cell is None or report.host_node is None:
             return None
         if report.reason is Reason.NEAREST:
             return "nearest"
         domain = self.guest.domain
         if cells_by_memory(domain, report.host_node) != {report.guest_cell}:
-            return "vcpupin"
+            pinned = {pin.get("vcpu") for pin in Document(self.source.xml).root.iterfind("cputune/vcpupin")}
+            return "vcpupin" if any(str(vcpu) in pinned for vcpu in domain.cells[report.guest_cell]) else "vcpu"
         return "memnode" if any(cell == report.guest_cell for cell, _ in domain.memnodes) else "memory"
 
     def as_json(self) -> dict[str, Any]:

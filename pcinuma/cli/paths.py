@@ -19,13 +19,12 @@ from pcinuma.host.topology import HostDevice, Topology, read_topology
 from pcinuma.model import BACKED, Form
 from pcinuma.paths.facts import Ats, Facts, Kind, PathReader
 from pcinuma.paths.verdict import Verdict, Way, below_switch, same_device, without_switch
-from pcinuma.printable import printable
+from pcinuma.printable import command, printable
 from pcinuma.show.describe import count
 from pcinuma.show.distance import Distance, distance, guest_location, host_location
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
-from pcinuma.show.words import command
 
 NAME = "paths"
 HELP = "say which way traffic between devices goes, and what slows it: switches, ACS, ATS, links"

@@ -11,14 +11,14 @@ from pcinuma.cli.definition import Backend, Definition
 from pcinuma.cli.each import add_choice, for_each
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import read_topology
-from pcinuma.printable import printable, printable_lines
+from pcinuma.printable import command, printable, printable_lines
 from pcinuma.reason import Reason
 from pcinuma.show.changes import Changes, controller_words, diff
 from pcinuma.show.describe import count
 from pcinuma.show.guest import Guest
 from pcinuma.show.screen import Row, Screen
 from pcinuma.show.trees import Passed, device_state, guest_rows, letters, tags
-from pcinuma.show.words import cell, command, fell_back, is_fallback, node, placed_of, reasons, sentence, why
+from pcinuma.show.words import cell, fell_back, is_fallback, node, placed_of, reasons, sentence, why
 
 REPLAN_HELP = "lay the domain out afresh instead of keeping what is in place"
 NAME = "plan"

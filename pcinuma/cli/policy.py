@@ -17,9 +17,9 @@ from pcinuma.cli.connect import connection, find_domain, libvirt_module
 from pcinuma.daemon import client
 from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError
-from pcinuma.printable import printable
+from pcinuma.printable import command, printable
 from pcinuma.settings import GroupBy, Policy
-from pcinuma.show.words import command, placed_of, why
+from pcinuma.show.words import placed_of, why
 from pcinuma.xml_parser import parse
 
 NAME = "policy"

@@ -8,12 +8,11 @@ from typing import Any, Optional
 from pcinuma.cli.definition import Backend, Definition
 from pcinuma.cli.each import add_choice, add_dry_run, for_each
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
-from pcinuma.printable import printable
+from pcinuma.printable import command, printable
 from pcinuma.show.changes import Changes
 from pcinuma.show.describe import count
 from pcinuma.show.guest import Guest
 from pcinuma.show.screen import Screen
-from pcinuma.show.words import command
 
 NAME = "revert"
 HELP = "restore a domain's definition to what it was before pcinuma placed it"

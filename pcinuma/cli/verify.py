@@ -18,14 +18,14 @@ from pcinuma.cli.sources import DomainSource, read_source
 from pcinuma.engine import DeviceReport, place
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE
 from pcinuma.host.topology import HostDevice, Topology, read_topology
-from pcinuma.printable import printable
+from pcinuma.printable import command, printable
 from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.distance import guest_location, host_location
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
-from pcinuma.show.words import cell, command, node, sentence
+from pcinuma.show.words import cell, node, sentence
 
 NAME = "verify"
 HELP = "check a running guest against the host as it is now: PASS or FAIL for each device"

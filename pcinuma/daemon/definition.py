@@ -35,6 +35,7 @@ from pcinuma.domain.summary import mentions_pcinuma
 from pcinuma.engine import Request, Result
 from pcinuma.errors import LibvirtError, PcinumaError
 from pcinuma.log import log
+from pcinuma.printable import command
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
@@ -196,7 +197,7 @@ def _place_once(
         nonlocal result, owner
         result, owner = _plan(domain, job, pools, xml)
         if not job.allows(owner):
-            result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
+            result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, command("enable", name))
         return result.xml
 
     def make(new: bytes) -> Optional[Change]:
@@ -217,7 +218,7 @@ def _place_once(
         return Change(False, before, before, as_it_is(parse_domain(before), before, result, reason, hint), owner, name, 0, number)
 
     if not job.dry_run and not job.allows(owner):
-        return left_alone(Reason.NOT_ENABLED, f"pcinuma enable {name}")
+        return left_alone(Reason.NOT_ENABLED, command("enable", name))
     for warning in result.warnings:
         log.warning(warning, domain=name)
     if result.xml == before:

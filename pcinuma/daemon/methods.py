@@ -28,6 +28,7 @@ from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import summarise
 from pcinuma.errors import PcinumaError, UnusableInput
 from pcinuma.log import log
+from pcinuma.printable import command
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy, Policy
 from pcinuma.varlink.interface import Interface
@@ -153,7 +154,7 @@ class Methods:
             result = engine.place(xml, request)
             # Who passes XML through on somebody's way to libvirt places what the daemon would place, and no more.
             if caller in ("proxy", "hook") and policy is None and not self._reconciler.placer.allows(uuid, owner):
-                result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, f"pcinuma enable {name}")
+                result = as_it_is(parse_domain(xml), xml, result, Reason.NOT_ENABLED, command("enable", name))
                 result = replace(result, refused=False)
             return result, uuid, name
 

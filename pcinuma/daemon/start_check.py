@@ -16,6 +16,7 @@ from pcinuma.daemon.current_layout import all_in_place, as_it_is, foreign_device
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import mentions_pcinuma, summarise
 from pcinuma.engine import Request, Result
+from pcinuma.printable import command
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import Policy
 
@@ -46,7 +47,7 @@ class StartCheck:
             return wanted, frozenset()
         domain = parse_domain(self.xml)
         if not self.allowed:
-            result = as_it_is(domain, self.xml, wanted, Reason.NOT_ENABLED, f"pcinuma enable {self.name}")
+            result = as_it_is(domain, self.xml, wanted, Reason.NOT_ENABLED, command("enable", self.name))
         elif wanted.xml == self.xml:
             result = wanted
         else:

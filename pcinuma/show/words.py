@@ -6,7 +6,6 @@ messages that others wrote (a domain's, libvirt's), so whatever comes out of her
 
 from __future__ import annotations
 
-import shlex
 from typing import Any, Iterable, Mapping, Optional
 
 from pcinuma.printable import printable
@@ -68,11 +67,6 @@ def reasons(report: Mapping[str, Any]) -> list[tuple[str, list[str]]]:
 def names(sources: Iterable[str]) -> str:
     """Sources in a row."""
     return ", ".join(map(printable, sources))
-
-
-def command(verb: str, domain: str, *options: str) -> str:
-    """A command of ours on a domain, as a person types it in a shell."""
-    return printable(" ".join(["pcinuma", verb, shlex.quote(domain), *options]))
 
 
 def node(number: Optional[int]) -> str:

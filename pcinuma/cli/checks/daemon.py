@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any, Mapping
 
 from pcinuma import __version__
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
-from pcinuma.daemon import client
+from pcinuma.daemon import choices, client, state
 from pcinuma.errors import DaemonError, PcinumaError
 from pcinuma.proxy import activation as switch
 
@@ -35,8 +36,14 @@ def _daemon_itself() -> list[Finding]:
     except DaemonError as error:
         if isinstance(error.__context__, PermissionError):
             return [warn("daemon", "answers only root", "run this as root")]
-        return [fail("daemon", error.what, error.hint)]
+        return [fail("daemon", error.what, error.hint), *_lost()]
     return [_daemon(status), *[_problem(text) for text in status.get("problems", ())], *_link(status)]
+
+
+def _lost() -> list[Finding]:
+    """What a daemon that runs would complain of."""
+    lost = choices.read(Path(os.environ.get("PCINUMA_STATE") or state.DEFAULT_FOLDER)).lost
+    return [_problem(lost)] if lost is not None else []
 
 
 def _daemon(status: Mapping[str, Any]) -> Finding:

@@ -12,6 +12,7 @@ from pcinuma.daemon import client
 from pcinuma.engine import place
 from pcinuma.errors import ConfigError, DaemonError, HostError, LibvirtError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
+from pcinuma.printable import command
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.groupings import groupings, shown_by, trade
@@ -48,15 +49,16 @@ def _domain(source: DomainSource, root: Path, topology: Topology, decided: Optio
     result = place(source.xml, source.request(root))
     if not result.devices:
         return None
-    what, explain = f"domain {source.name}", f"pcinuma explain {source.name}"
+    what, explain = f"domain {source.name}", command("explain", source.name)
     if result.outcome is Outcome.FALLBACK:
         return fail(what, f"cannot be placed: {why(result.report())}", explain)
     if decided is not None and decided["outcome"] == "fallback":
         return fail(what, f"not placed: {decided['message'] or sentence(decided['reason'])}", explain)
     if result.outcome is Outcome.PLACED:
         if decided is not None and not decided["enabled"]:
-            return warn(what, Reason.NOT_ENABLED.sentence, f"pcinuma plan {source.name}; pcinuma enable {source.name}")
-        return warn(what, "its definition is not placed as the host is now", f"pcinuma plan {source.name}; pcinuma apply {source.name}")
+            return warn(what, Reason.NOT_ENABLED.sentence, f"{command('plan', source.name)}; {command('enable', source.name)}")
+        hint = f"{command('plan', source.name)}; {command('apply', source.name)}"
+        return warn(what, "its definition is not placed as the host is now", hint)
     if result.reason in (Reason.NO_CELL, Reason.AMBIGUOUS_CELL):
         return warn(what, f"not placed: {why(result.report())}", explain)
     if result.reason is not Reason.ALREADY_PLACED:

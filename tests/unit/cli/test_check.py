@@ -13,8 +13,9 @@ from typing import Optional
 
 import pytest
 
-from pcinuma.cli.checks import hook, host
+from pcinuma.cli.checks import daemon, hook, host
 from pcinuma.cli.checks.finding import Finding, Level
+from pcinuma.daemon import choices
 from tests.hosts.machines import MACHINES
 from tests.waiting import CHECKOUT
 
@@ -170,3 +171,14 @@ def test_a_libvirt_that_started_after_the_hook_calls_it(root: Path, tmp_path: Pa
     os.utime(path, (0, 0))
     with process_called("libvirtd", tmp_path):
         assert levels(hook.check(root)) == {"hook": Level.PASS, "hook in use": Level.PASS}
+
+
+def test_choices_that_were_lost_are_said_while_no_daemon_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PCINUMA_SOCKET", str(tmp_path / "nobody"))
+    monkeypatch.setenv("PCINUMA_STATE", str(tmp_path))
+    choices.establish(tmp_path, [])
+    assert [finding.level for finding in daemon.check() if finding.what == "daemon"] == [Level.FAIL]
+    shutil.rmtree(tmp_path / choices.DISABLED)
+    _, lost = [finding for finding in daemon.check() if finding.what == "daemon"]
+    assert lost.level is Level.FAIL
+    assert "was lost" in lost.message

@@ -17,7 +17,7 @@ from pcinuma.settings import GroupBy
 from pcinuma.show.describe import is_endpoint
 from pcinuma.show.distance import Distance, Location, distance
 from tests.golden.cases import BY_NAME, CASES
-from tests.hosts.domains import two_cells
+from tests.hosts.domains import Domain, two_cells
 from tests.hosts.machines import MACHINES
 from tests.waiting import CHECKOUT
 
@@ -191,3 +191,20 @@ def test_no_header_says_not_placed_above_placed_devices(name: str, tmp_path: Pat
     header, placed = text.split("\n")[0], re.search(r"^\S+  .*  placed$", text, re.MULTILINE) is not None
     assert not (placed and header.endswith("not placed"))
     assert placed or "stays as it was placed" not in header
+
+
+@pytest.mark.parametrize(
+    ("vcpu", "pins", "expected"),
+    [
+        ("<vcpu>", "<vcpupin vcpu='0' cpuset='0-7'/><vcpupin vcpu='1' cpuset='0-7'/>", "vcpupin"),
+        ("<vcpu cpuset='8-15'>", "<vcpupin vcpu='0' cpuset='0-7'/><vcpupin vcpu='1' cpuset='0-7'/>", "vcpupin"),
+        ("<vcpu cpuset='0-7'>", "<vcpupin vcpu='2' cpuset='8-15'/><vcpupin vcpu='3' cpuset='8-15'/>", "vcpu"),
+    ],
+)
+def test_what_binds_a_cell_is_named_as_the_owner_wrote_it(vcpu: str, pins: str, expected: str, tmp_path: Path) -> None:
+    MACHINES["two-sockets"]().write(tmp_path)
+    xml = Domain().cells("0-1", "2-3").hostdev("17:00.0").raw()
+    xml = re.sub(rb"<vcpu[^>]*>", vcpu.encode(), xml).replace(b"</vcpu>", f"</vcpu><cputune>{pins}</cputune>".encode())
+    explained = explain(DomainSource("vm", xml, {}, False), tmp_path)
+    (device,) = explained.result.devices
+    assert (device.guest_cell, explained.cell_by(device)) == (0, expected)
