@@ -118,6 +118,8 @@ class _Merge:
                 now[key] = self._add(onto, _copied(element), key, new, now)
             elif content(present) != content(element):
                 self._both(before, element, present, _named(path, key), now, key)
+                if _is_group(element) and not len(now[key]) and not now[key].attrib:  # each took something else out of it
+                    onto.remove(_without_tail(now.pop(key)))
 
     def _both(
         self,

@@ -141,6 +141,12 @@ def test_what_two_did_to_different_things_is_all_there(base: Guest, mine: list[C
     assert distance(merged.xml, both.xml()) == 0, merged.xml.decode()
 
 
+def test_what_each_took_another_half_of_is_gone() -> None:
+    base = Guest(notes=dict.fromkeys(SPACES[:2], "first"))
+    (mine, yours) = (Guest(notes={space: "first"}) for space in SPACES[:2])
+    assert distance(merge(base.xml(), yours.xml(), mine.xml()).xml, Guest().xml()) == 0
+
+
 @given(base=guests(), mine=SEVERAL, yours=SEVERAL)
 def test_of_what_both_changed_the_later_counts_and_nothing_is_there_twice(base: Guest, mine: list[Change], yours: list[Change]) -> None:
     onto, theirs = done(base, mine, 1), done(base, yours, 50)
