@@ -2,12 +2,14 @@
 
 A request may be some megabytes of XML, and the tree of it fifty times that. By default glibc keeps what is freed: in one arena for
 each few threads, and above a limit that grows with what was freed once. So there are few arenas here, the limit is fixed, and what is
-free is handed back (``malloc_trim``) when the process has grown. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither;
-then nothing is done.
+free is handed back (``malloc_trim``) when the process has grown. Asyncio's futures and the tracebacks of failed calls leave cycles behind
+that hold the message they were about, hence a garbage collection before that: some hundredths of a second after a large message, and none
+without one. Sources: mallopt(3), malloc_trim(3). Other C libraries have neither; then nothing is done.
 """
 
 from __future__ import annotations
 
+import gc
 import os
 from typing import Optional
 
@@ -64,6 +66,7 @@ def give_back() -> bool:
     """Hand back what is free; whether that can be done here."""
     libc = _load()
     if libc is not None:
+        gc.collect()
         libc.malloc_trim(0)  # type: ignore[attr-defined]
     return libc is not None
 
