@@ -13,9 +13,9 @@ no guest has. NCCL fails over files that would give it more than 256 elements, s
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass, field
 from typing import Iterable, NamedTuple, Optional, Sequence
-from xml.sax.saxutils import quoteattr
 
 from pcinuma.address import PciAddress
 from pcinuma.errors import UnusableInput
@@ -73,7 +73,7 @@ class _Element:
     children: list[_Element] = field(default_factory=list)
 
     def lines(self, depth: int = 0) -> Iterable[str]:
-        head = "".join(f" {name}={quoteattr(value)}" for name, value in self.attributes.items() if value is not None)
+        head = "".join(f' {name}="{html.escape(value)}"' for name, value in self.attributes.items() if value is not None)
         if not self.children:
             yield f"{'  ' * depth}<{self.tag}{head}/>"
             return
