@@ -25,7 +25,7 @@ CHECKOUT = Path(__file__).parents[1]
 Reason = Optional[str]
 
 _SYSTEMD = ("systemd-analyze", "systemd-socket-activate", "systemd-tmpfiles")
-PACKAGES = {"groff": "groff", "shellcheck": "shellcheck", **dict.fromkeys(_SYSTEMD, "systemd")}
+PACKAGES = {"groff": "groff", "make": "make", "zsh": "zsh", "shellcheck": "shellcheck", **dict.fromkeys(_SYSTEMD, "systemd")}
 """Programs that tests call, and the packages that they are in."""
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
 _OVERLAY = (

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,41 @@ def test_completion_offers_values_where_there_are_few() -> None:
     assert complete("pcinuma", "place", "--policy", "") == ["preferred", "required"]
     assert complete("pcinuma", "policy", "guest", "re") == ["required"]
     assert complete("pcinuma", "proxy", "") == ["enable", "disable", "status"]
+
+
+ZSH = """
+words=("$@") CURRENT=$#
+_describe() { print -rl -- ${found%%:*}; }
+_call_program() { shift; eval "$@"; }
+compadd() { while [[ $1 == -* ]]; do option=$1; shift; done; [[ $option == -a ]] && print -rl -- ${(P)1} || print -rl -- "$@"; }
+_arguments() { print -rl -- ${@%%\\[*}; }
+_files() { print -r -- FILES; }
+virsh() { print -l one two; }
+pcinuma() { $PYTHON -m pcinuma "$@"; }
+complete() { source completion/_pcinuma; }
+complete
+"""
+
+
+def zsh(*words: str) -> list[str]:
+    """What zsh offers for the last of the words; its own functions that say so are cut down to what they would offer."""
+    environment = {**os.environ, "PYTHON": sys.executable}
+    process = subprocess.run(
+        ["zsh", "-f", "-c", ZSH, "zsh", *words], cwd=CHECKOUT, env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    return process.stdout.split()
+
+
+def test_zsh_offers_the_commands_and_their_options() -> None:
+    assert zsh("pcinuma", "") == [*COMMANDS, "--help", "--version"]
+    for name in ("place", "proxy", "topology"):
+        assert set(zsh("pcinuma", name, "--")) == options(command(name))
+
+
+def test_zsh_offers_values_and_domains() -> None:
+    assert zsh("pcinuma", "place", "--group-by", "") == ["root-complex", "switch", "node"]
+    assert zsh("pcinuma", "policy", "guest", "") == ["preferred", "required", "off", "default"]
+    assert zsh("pcinuma", "policy", "") == ["one", "two"]
+    assert zsh("pcinuma", "proxy", "") == ["enable", "disable", "status"]
+    assert zsh("pcinuma", "place", "") == ["FILES"]
+    assert zsh("pcinuma", "explain", "") == ["one", "two"]
