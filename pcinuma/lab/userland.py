@@ -26,6 +26,9 @@ _PROGRAMS = ("bin", "sbin", "lib", "lib64", "libexec", "share")
 _ETC = ("alternatives", "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "dbus-1", "debian_version", "services", "protocols", "mime.types")
 _ACCOUNTS = ("root", "daemon", "nobody", "messagebus", "dbus", "libvirt-qemu", "qemu", "libvirtdbus", "tss", "polkitd", "_apt")
 _GROUPS = ("nogroup", "kvm", "libvirt", "render", "tty", "disk", "tape", "cdrom", "input", "sgx", "utmp", "adm", "utempter")
+_FIELDS = ("Package: ", "Status: ", "Version: ", "Architecture: ", "Multi-Arch: ")
+_OTHER_FIELDS = "Maintainer: nobody\nDescription: of the machine below\n\n"
+PACKAGES = ("make", "python3", "python3-libvirt", "python3-lxml", "python3-psutil", "python3-structlog")
 MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "vfio_pci", "vfio_iommu_type1", "nvme", "e1000e")
 
 _LIBVIRTD = 'auth_unix_ro = "none"\nauth_unix_rw = "none"\nlog_outputs = "3:file:/var/log/libvirt/libvirtd.log"\n'
@@ -137,6 +140,25 @@ def write_etc(etc: Path, root: Path) -> None:
     (etc / "libvirt" / "libvirtd.conf").write_text(_LIBVIRTD)
     (etc / "libvirt" / "qemu.conf").write_text(_QEMU)
     (etc / "libvirt" / "virtlogd.conf").write_text("")
+
+
+def write_packages(dpkg: Path, root: Path) -> None:
+    """The books of a package manager that knows what pcinuma needs of ``root``, as installed, and nothing else; of Debian's only."""
+    if not (root / "var/lib/dpkg/status").is_file():
+        return
+    for folder in ("info", "updates", "triggers"):
+        (dpkg / folder).mkdir(parents=True)
+    (dpkg / "info/format").write_text("1\n")
+    kept = []
+    for entry in (root / "var/lib/dpkg/status").read_text(errors="replace").split("\n\n"):
+        name = entry.partition("\n")[0][len("Package: ") :]
+        if name in PACKAGES:
+            fields = dict(line.split(": ", 1) for line in entry.splitlines() if line.startswith(_FIELDS))
+            kept.append("".join(f"{field}: {value}\n" for field, value in fields.items()) + _OTHER_FIELDS)
+            architecture = f":{fields['Architecture']}" if fields.get("Multi-Arch") == "same" else ""
+            (dpkg / f"info/{name}{architecture}.list").write_text("")
+    (dpkg / "status").write_text("".join(kept))
+    (dpkg / "available").write_text("")
 
 
 def _unreadable(folder: str, names: Sequence[str]) -> list[str]:

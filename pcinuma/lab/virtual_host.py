@@ -63,6 +63,7 @@ exec </dev/null >/dev/ttyS0 2>&1
 ip link set lo up 2>/dev/null
 hostname virtual-host
 mkdir /images /consoles
+[ ! -d /job/dpkg ] || cp -R /job/dpkg /var/lib/dpkg
 for image in /job/images/*; do dd "if=$image" "of=/images/${image##*/}" bs=512k 2>/dev/null; done
 . /job/tree
 print_tree >/job/out/host-tree
@@ -115,6 +116,7 @@ def run(
     (folder / "out").mkdir(parents=True)
     (folder / "images").mkdir()
     userland.write_etc(folder / "etc", userland.root())
+    userland.write_packages(folder / "dpkg", userland.root())
     (folder / "start").write_text(START)
     (folder / "library").write_text(LIBRARY)
     (folder / "tree").write_text(initramfs.PRINT_TREE)

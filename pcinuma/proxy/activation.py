@@ -155,7 +155,7 @@ def _choose(root: Path, live: bool) -> tuple[Daemon, SocketUnit]:
     if live and not _systemd_runs():
         raise ActivationError("systemd does not run here", hint=f"let the clients connect to {_OWN_SOCKET} instead")
     if unit_texts(root, PROXY_SERVICE) is None:
-        raise ActivationError("the unit is not installed", subject=PROXY_SERVICE, hint="run pcinuma's install.sh first")
+        raise ActivationError("the unit is not installed", subject=PROXY_SERVICE, hint="install the package of pcinuma first")
     known = [(daemon, texts) for daemon in DAEMONS for texts in [unit_texts(root, daemon.socket)] if texts is not None]
     if not known:
         raise ActivationError(

@@ -22,9 +22,13 @@ SCRIPT = Path(__file__).with_name("booted.sh")
 
 
 class Booted:
-    """A booted systemd. A context manager; ends with every process in it, also when the test process dies in any way."""
+    """A booted systemd. A context manager; ends with every process in it, also when the test process dies in any way.
 
-    def __init__(self) -> None:
+    ``root``: what it boots from is not this machine's programs but another root directory with its own configuration and state.
+    """
+
+    def __init__(self, root: Optional[Path] = None) -> None:
+        self._root = root
         self.base = Path(tempfile.mkdtemp(prefix="pcinuma-booted-"))
         self._log = self.base.with_suffix(".log")
         self._given = self.base.with_suffix(".given")
@@ -34,12 +38,13 @@ class Booted:
     def __enter__(self) -> Booted:
         self._given.mkdir()
         userland.write_etc(self._given / "etc", Path("/"))
+        userland.write_packages(self._given / "dpkg", Path("/"))
         (self._given / "hidden").write_text("".join(f"{file}\n" for file in userland.installed(Path("/"))))
         with self._log.open("wb") as log:
             self._script = subprocess.Popen(
                 [
                     *("setpriv", "--pdeathsig", "KILL", "unshare", "--mount"),
-                    *("sh", str(SCRIPT), str(self.base), str(CHECKOUT), str(self._given)),
+                    *("sh", str(SCRIPT), str(self.base), str(CHECKOUT), str(self._given), *([str(self._root)] if self._root else [])),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Boots systemd in namespaces, on a copy-on-write view of this machine's own root. Run by booted.py, in a mount namespace
-# of its own, with an empty folder, the checkout, and a folder with the /etc to use and the list of what is hidden in /usr.
+# Boots systemd in namespaces, on a copy-on-write view of this machine's own root, or of ROOT with all that is in it. Run by booted.py, in
+# a mount namespace of its own: booted.sh BASE CHECKOUT GIVEN [ROOT], with an empty folder, the checkout, and a folder with the /etc to use
+# and the list of what is hidden in /usr.
 set -eu
-base=$1 checkout=$2 given=$3 functions=$(dirname "$0")/namespace.sh
+base=$1 checkout=$2 given=$3 of=${4-} functions=$(dirname "$0")/namespace.sh
 # shellcheck source=tests/libvirt/namespace.sh
 . "$functions"
 [ "$(readlink /proc/self/ns/mnt)" != "$(readlink /proc/$PPID/ns/mnt)" ] # the mounts below are never to be seen outside
@@ -17,18 +18,24 @@ group=$base/cgroup/pcinuma-booted-$$
 mkdir "$group"
 echo $$ >"$group/cgroup.procs"
 
-# Of this machine there are its programs: not what is configured on it, nor its state, nor a pcinuma that is installed on it.
-mkdir -p "$base/hidden/usr"
-for folder in etc var root home srv opt; do
-    mknod "$base/hidden/$folder" c 0 0
-    mkdir "$base/upper/$folder"
-done
-hide "$given/hidden" "$base/hidden/usr"
-cp -R "$given/etc/." "$base/upper/etc"
-ln -s /run "$base/upper/var/run"
-mkdir -p "$base/upper/var/log/libvirt/qemu" "$base/upper/var/lib/libvirt/qemu" "$base/upper/var/cache/libvirt/qemu"
-mount -t overlay -o "lowerdir=$base/hidden:/,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
+if [ -n "$of" ]; then
+    mount -t overlay -o "lowerdir=$of,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
+else
+    # Of this machine there are its programs: not what is configured on it, nor its state, nor a pcinuma that is installed on it.
+    mkdir -p "$base/hidden/usr"
+    for folder in etc var root home srv opt; do
+        mknod "$base/hidden/$folder" c 0 0
+        mkdir "$base/upper/$folder"
+    done
+    hide "$given/hidden" "$base/hidden/usr"
+    cp -R "$given/etc/." "$base/upper/etc"
+    ln -s /run "$base/upper/var/run"
+    mkdir -p "$base/upper/var/log/libvirt/qemu" "$base/upper/var/lib/libvirt/qemu" "$base/upper/var/cache/libvirt/qemu"
+    [ ! -d "$given/dpkg" ] || cp -R "$given/dpkg" "$base/upper/var/lib"
+    mount -t overlay -o "lowerdir=$base/hidden:/,upperdir=$base/upper,workdir=$base/work" overlay "$base/root"
+fi
 root=$base/root
+rm -f "$root/usr/sbin/policy-rc.d" # what a container or a test's chroot has against services that start
 
 # shellcheck disable=SC2016  # expanded by the inner shell
 unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child sh -eu -c '

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PACKAGES = (
-    *("libvirt-daemon-system", "libvirt-clients", "iproute2", "kmod"),
+    *("libvirt-daemon-system", "libvirt-clients", "iproute2", "kmod", "make"),
     *("qemu-system-x86", "qemu-system-arm", "qemu-system-ppc", "ovmf", "qemu-efi-aarch64"),
     *("python3", "python3-libvirt", "python3-lxml", "python3-psutil", "python3-structlog"),
 )
@@ -50,9 +50,14 @@ def folder() -> Path:
 
 def chroot(release: Release) -> Path:
     """The root directory of ``release``; made if it is not there (one to three minutes). Needs root and the network."""
-    target = folder() / release.suite
+    return made(release.suite, release.suite, PACKAGES)
+
+
+def made(name: str, suite: str, packages: Sequence[str]) -> Path:
+    """The root directory ``name`` in :func:`folder`, of a release by its ``suite``, with these packages; made if it is not there."""
+    target = folder() / name
     if target.is_dir():
-        lacking = sorted(set(PACKAGES) - installed(target))
+        lacking = sorted(set(packages) - installed(target))
         if lacking:
             install(target, lacking)
         return target
@@ -60,11 +65,11 @@ def chroot(release: Release) -> Path:
     unfinished = target.with_suffix(".unfinished")
     shutil.rmtree(unfinished, ignore_errors=True)
     environment, program = _debootstrap()
-    _run([program, "--variant=minbase", release.suite, str(unfinished), _mirror()], environment)
+    _run([program, "--variant=minbase", suite, str(unfinished), _mirror()], environment)
     # apt resolves what debootstrap's --include cannot (virtual packages, pre-dependencies); no service may start there.
     (unfinished / "usr/sbin/policy-rc.d").write_text("#!/bin/sh\nexit 101\n")
     (unfinished / "usr/sbin/policy-rc.d").chmod(0o755)
-    install(unfinished, PACKAGES)
+    install(unfinished, packages)
     unfinished.rename(target)
     return target
 
@@ -88,8 +93,13 @@ def installed(root: Path) -> set[str]:
     return found
 
 
-def _run(command: list[str], environment: dict[str, str]) -> None:
-    """Run one step in namespaces of its own: whatever a package's scripts mount or start ends with it."""
+def run_inside(root: Path, script: str) -> str:
+    """What a shell script prints in a chroot, with the network of this machine."""
+    return _run(["chroot", str(root), "sh", "-euc", script], {"PATH": PATH, "LANG": "C.UTF-8", "HOME": "/root"})
+
+
+def _run(command: list[str], environment: dict[str, str]) -> str:
+    """Run one step in namespaces of its own: whatever a package's scripts mount or start ends with it. What it printed."""
     done = subprocess.run(
         ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *command],
         env=environment,
@@ -100,6 +110,7 @@ def _run(command: list[str], environment: dict[str, str]) -> None:
     )
     if done.returncode != 0:
         raise ChrootError(f"{' '.join(command)}: exit {done.returncode}: {done.stdout[-3000:]}")
+    return done.stdout
 
 
 def _mirror() -> str:

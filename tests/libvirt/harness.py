@@ -140,6 +140,7 @@ class PrivateLibvirt:
     def _make_tree(self) -> None:
         userland.write_etc(self.base / "etc", self.root)
         (self.base / "hidden").write_text("".join(f"{file}\n" for file in userland.installed(self.root)))
+        userland.write_packages(self.base / "var/lib/dpkg", self.root)
         for folder in PRIVATE_FOLDERS:
             (self.base / folder).mkdir(parents=True, exist_ok=True)
         (self.base / "var/run").symlink_to("/run")

@@ -2,17 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-from pathlib import Path
+from tests.packages.conftest import staged
 
-import pytest
-
-from tests.waiting import CHECKOUT
-
-
-@pytest.fixture(scope="session")
-def staged(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An installation staged by install.sh, to be looked at and not to be changed."""
-    root = tmp_path_factory.mktemp("staged")
-    subprocess.run([CHECKOUT / "install.sh", "--root", root], check=True, capture_output=True)
-    return root
+__all__ = ["staged"]

@@ -1,7 +1,7 @@
 """libvirt's hook: there, ours, executable, and known to the libvirt that runs.
 
 libvirt looks for hook scripts when its daemon starts and when it is told to reload, and never again (``virHookInitialize``). The file's
-time says since when a hook of ours is there (install.sh keeps it over upgrades); the installer notes each reload that it asked for.
+time says since when a hook of ours is there (host-setup keeps it over upgrades), and host-setup notes each reload that it asked for.
 Where neither settles it, a decision that the daemon made for the hook does.
 """
 
@@ -25,7 +25,7 @@ SEEN = "run/pcinuma/hook-seen"
 _MARK = b"pcinuma"
 _DAEMONS = ("virtqemud", "libvirtd")
 _START = 19  # of the fields behind the name: starttime, in ticks since boot
-_INSTALL = "run install.sh"
+_INSTALL = "/usr/share/pcinuma/host-setup installed"
 
 
 class _Process(NamedTuple):
@@ -108,7 +108,7 @@ def _stat(pid: int) -> list[str]:
 
 
 def _noted(seen: Path) -> set[int]:
-    """Processes that install.sh told to reload: lines of ``pid start``, the start as in /proc/PID/stat."""
+    """Processes that host-setup told to reload: lines of ``pid start``, the start as in /proc/PID/stat."""
     pids = set()
     try:
         lines = seen.read_text(encoding="ascii").splitlines()

@@ -129,7 +129,7 @@ def process_called(name: str, folder: Path) -> Iterator[int]:
 def test_without_a_hook_check_fails_and_says_how_to_get_one(root: Path) -> None:
     (finding,) = hook.check(root)
     assert finding.level is Level.FAIL
-    assert "install.sh" in (finding.hint or "")
+    assert "host-setup installed" in (finding.hint or "")
 
 
 def test_somebody_elses_hook_is_not_taken_for_ours(root: Path) -> None:

@@ -1,0 +1,1 @@
+"""The packages: what is in them, and what they do to a host over their whole life."""
