@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, settings
 
 from tests import needs
 
-PARTS = ("lab", "guest", "libvirt", "unit", "golden")
+PARTS = ("lab", "guest", "libvirt", "unit", "golden", "packages")
 SHARE_A_HOST = ("tests/lab/test_life_on_a_host.py", "tests/lab/test_what_the_guest_sees.py")
 SKIPS_FAIL = os.environ.get("CI") == "true"
 
