@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # What goes where: the one description of it. The packages are made with it (packaging/), and whoever stages pcinuma himself uses it:
 #
 #     make install DESTDIR=/some/where

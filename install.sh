@@ -1,4 +1,5 @@
 #!/bin/bash
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # Puts pcinuma on this host as a package of its distribution, built of this checkout. From then on the files are the package manager's.
 set -eu -o pipefail
 umask 022

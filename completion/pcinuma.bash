@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # Completion of pcinuma for bash. The words per command are kept in step with `pcinuma COMMAND --help` by a test.
 # shellcheck shell=bash
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinuma: guests see their passthrough PCI devices where the host has them.
 
 The folder tree is the architecture; data flows one way, and imports with it (CONTRIBUTING.md has the layers)::

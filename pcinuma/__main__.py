@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``python3 -m pcinuma``: the command, from a checkout as well as from an installed package."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """PCI addresses as a type: ``domain:bus:slot.function``, of the host and of the guest alike.
 
 Source of the form: ``Documentation/ABI/testing/sysfs-bus-pci`` (host) and libvirt's ``src/conf/device_conf.c`` (guest, where

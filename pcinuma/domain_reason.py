@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Why a domain with cells has nothing that can be placed: the devices' own reason, and what its owner can write so that it has.
 
 Who writes a libvirt domain writes elements; a user of OpenStack Nova or oVirt sets what those have a name for. Sources: Nova's flavor extra

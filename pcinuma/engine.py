@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The engine: one function from a domain's XML to the XML to start, behind every caller.
 
 Flow: ``domain.read`` parses the XML; ``resolve`` reads, live and below the request's root, the places of the devices that count;

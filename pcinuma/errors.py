@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The tree of errors that pcinuma raises on purpose.
 
 Every error says what is wrong, with which device or file (``subject``), and what to do next (``hint``); its text is the one

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """structlog, set up once: priorities for the journal, colours on a terminal, plain lines with a time elsewhere.
 
 One event per decision; what it is about is in the fields. Threads may log too. What foreigners wrote passes through

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a domain says, as frozen values: machine, cells, pinning, controllers, passthrough devices, firmware, and pcinuma's own metadata.
 
 Addresses here are guest addresses: ``bus`` is the index of a PCI controller (libvirt, ``docs/formatdomain.rst``, "Device addresses").

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a plan is: values only, in terms of the guest's PCI controllers and addresses.
 
 ``resolve`` makes the targets, ``placement`` the plan, ``domain.edit`` carries it out, ``report`` tells of it.

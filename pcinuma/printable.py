@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The one function between foreign text and a screen or log: nothing of it moves a cursor, forges a line or turns the reading order.
 
 Names, titles, paths and libvirt's messages come from whoever may define a domain. What comes out holds no control character (C0, DEL,

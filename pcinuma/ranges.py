@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Lists of small numbers as the kernel and libvirt write them: ``0-3,8`` and, in libvirt's XML, ``0-7,^2``.
 
 Sources: ``lib/vsprintf.c`` (``%*pbl``) in Linux, ``virBitmapParse`` in libvirt's ``src/util/virbitmap.c``.

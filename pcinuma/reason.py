@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Reason codes: why a device is not placed, or why a whole domain is as it is.
 
 One enum for log, report, command and hook, each code with the one sentence that documents it (``Reason.X.sentence``). The codes are

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the engine answers: a :class:`Result` with the XML to start and one :class:`DeviceReport` per passthrough device.
 
 ``Result.report`` is the frozen JSON format of ``pcinuma place --report``; log, command, daemon and hook show the same values.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """For one domain, what the host says about each passthrough device that counts.
 
 It joins the two frozen sides, a :class:`~pcinuma.model.Domain` and a :class:`~pcinuma.host.place.HostReader`, into a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the administrator and the owner of a domain may ask for: enums and the host-wide configuration.
 
 The configuration is ``/etc/pcinuma/pcinuma.conf`` and then ``/etc/pcinuma/pcinuma.conf.d/*.conf`` in order of their names, each

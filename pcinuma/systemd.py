@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """systemd's side of a service in a few lines: readiness, status, watchdog, and the socket that it may hand over.
 
 Protocols: sd_notify(3), sd_listen_fds(3), sd_watchdog_enabled(3). Without systemd none of the variables is set, and nothing

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The one place that makes XML parsers, for whatever XML comes in: of domains, devices, networks, node devices, capabilities.
 
 Anybody who may write to libvirt can hand us XML, and we read it as root. So a parser here opens nothing: no DTD, no external entity, no

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Options, and what holds for every part of the tests: the same surroundings everywhere, and no test is skipped in silence.
 
 Of a user's environment only :data:`KEPT` reaches the tests, with a home of their own, UTC and the usual umask. Where ``CI=true`` a skipped

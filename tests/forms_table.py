@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Writes docs/forms.md: what each form of passthrough and each machine type does, from the golden results and the tests that prove it.
 
 ``python -m tests.forms_table`` writes it; a test compares. What a row says about placing is what the golden reports say; a proof that

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # lived_in.sh COMMAND...: runs it on this machine as somebody might have it, in a mount namespace of its own, so that this machine never sees
 # it: a pcinuma of another version installed and configured, a libvirt hook of somebody else, a libvirtd configured by somebody else, and a
 # user with a locale, an umask, a home and an environment of his own. Needs root.

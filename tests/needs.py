@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What tests need of the machine, and why it is not there: each question is answered once, by trying.
 
 ``python -m tests.needs`` prints a line for each thing that is not there; a test that needs it is skipped with the same words

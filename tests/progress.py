@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Says how far a run of the tests is, by part, with an estimate; shows a failure at once, whole; and counts for the last line.
 
 A plugin that ``tests/run`` gives to pytest. How long each test took is kept in the virtual environment's folder, and the next run's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Processes that tests start: waiting for what they do, and for their end."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=bash disable=SC2034  # install.sh has the variables
 # Debian and Ubuntu, for install.sh: how packages are looked for, made, installed and removed there.
 

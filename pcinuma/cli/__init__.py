@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The ``pcinuma`` command: a view for people on everything else.
 
 Every command is a module of this package, listed in :data:`COMMANDS`, and exports ``NAME``, ``HELP`` (one line), ``EPILOG``

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma apply``: place the definition of a domain now, instead of waiting for the daemon."""
 
 from __future__ import annotations

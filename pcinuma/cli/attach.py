@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma attach``: give a domain a device of the host, in the right place from the start.
 
 Live: the daemon names a spare hot-pluggable port under the right expander (``AttachAddress``); without one the device goes where

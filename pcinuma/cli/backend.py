@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Who does what a command asks for: the daemon, or, where it is not running, this process with libvirt and the daemon's own functions.
 
 Both give the same values, so the commands cannot tell them apart, and both go by what people decided before, which lasts whoever was there

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma capture``: the host's PCI and NUMA tree as a tar file that every ``--root`` understands once it is unpacked.
 
 It makes a user's report into a test (hwloc's ``hwloc-gather-topology`` is the model). What goes in is a list, not a folder: names,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma check``: is this host ready, and is every part of pcinuma doing its work? One PASS, WARN or FAIL line each, and what to do.
 
 FAIL: guests are not placed although they could be. WARN: something that a person should know or that cannot be told from here. The checks

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt, as far as the command needs it: a connection, a domain by name or UUID, and libvirt's errors as our own.
 
 libvirt is imported here, inside functions, and nowhere else in the command.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What commands do to definitions, and what comes of it: values, and the interface of who does it (:mod:`pcinuma.cli.backend`)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma demo``: a virtual two-socket host in which pcinuma does its work before your eyes (:mod:`pcinuma.lab.demo`)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma detach``: take a passthrough device away from a domain."""
 
 from __future__ import annotations

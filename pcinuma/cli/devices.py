@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The DEVICE argument of attach and detach: a host device as libvirt's XML, and the element of a domain that it stands for.
 
 ``attach`` takes a PCI address, the UUID of a mediated device or a file. ``detach`` takes whatever ``attach`` took, and every other name by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma disable``: leave a domain alone from now on."""
 
 from __future__ import annotations

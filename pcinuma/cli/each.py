@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One domain or all of them: the arguments that say which, and the work domain by domain, with progress.
 
 A failure ends the command where one domain was asked for. Of all domains the others are still done, and the failures are told beside them.

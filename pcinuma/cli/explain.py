@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma explain``: where each device is on the host, where the guest has it, and why; and what other groupings would change."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma topology DOMAIN --nccl``: what :mod:`pcinuma.guest.nccl` needs, read from the host and the domain."""
 
 from __future__ import annotations

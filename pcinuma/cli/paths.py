@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma paths``: which way traffic between devices goes, what is in its way, and whether a link does what it can."""
 
 from __future__ import annotations

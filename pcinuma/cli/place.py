@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma place``: the engine as a filter, from a domain's XML to the XML to start. A frozen contract (see the design).
 
 stdin or a file goes in, stdout is the answer, and on every fallback the answer is the input byte for byte, taken from the bytes that were

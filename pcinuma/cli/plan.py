@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma plan``: what apply would change, and why; writes nothing."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma policy``: what the owner of a domain wants of pcinuma, in the domain's own metadata, without an editor.
 
 Writes the two attributes of ``{urn:pcinuma:domain:1}pcinuma`` that belong to the owner, by libvirt's metadata call, which leaves the rest

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma proxy``: put the proxy on libvirt's own socket, take it away again, or say how it stands (:mod:`pcinuma.proxy.activation`)."""
 
 from __future__ import annotations

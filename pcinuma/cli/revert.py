@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma revert``: take pcinuma's placement back out of a domain's definition."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Where a command gets a domain's XML from: a file, standard input, or libvirt; and what the engine must know beside it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma status``: every domain, and what the daemon last decided about it."""
 
 from __future__ import annotations

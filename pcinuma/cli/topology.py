@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma topology``: the host's tree; with a domain, the host's tree beside the guest's."""
 
 from __future__ import annotations

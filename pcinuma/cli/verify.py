@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma verify``: is every device of a *running* guest where the host has it now?
 
 Two independent readings are compared: the guest's live XML (which cell does the guest see for the address that the device has?) and the

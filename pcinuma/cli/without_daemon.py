@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the daemon does for a command, done by this process while no daemon runs: the same functions, on the same state.
 
 What a person decides lasts, whoever was there to hear it: ``enable``, ``disable`` and ``revert`` put it into the daemon's state folder, and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon: keeps the inactive definitions of domains placed, and answers the hook, the proxy and the command.
 
 One asyncio process. The event loop owns all state; threads only run what may block::

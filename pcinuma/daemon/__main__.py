@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinumad``: start the daemon, in the foreground, with systemd or without.
 
 SIGTERM and SIGINT stop it, SIGHUP reads the configuration again (an unusable one is logged, and the old one stays; a signal that comes

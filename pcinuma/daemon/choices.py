@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What people decided about domains, and what must never be lost for it: one small file a domain, named by its UUID.
 
 ::

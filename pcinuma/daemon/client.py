@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A call to the daemon, for the command, the proxy and tests: a method of io.pcinuma in, the parameters of its reply out.
 
 What fails is a DaemonError with a hint. :func:`encode` and :func:`decode` are for callers with an event loop of their own. Nothing here

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Backing off from a domain that another program keeps redefining.
 
 Two programs that each undo what the other defines would do so for ever. Counted is what was undone: a device that we gave a place is

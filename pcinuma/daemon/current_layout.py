@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What an XML *is*, as opposed to what it should become: which of its devices already sit where the engine would put them.
 
 libvirt boots the XML as it is (it ignores what a hook prints at prepare), and some definitions may not be changed. Their report

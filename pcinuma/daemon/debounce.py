@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """When a changed domain is looked at: the first change at once, those that follow when it has been quiet for a moment.
 
 Somebody who starts a domain right after he defined it is to find it placed, so a change that comes after a quiet time waits for nothing.

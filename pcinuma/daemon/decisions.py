@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What was decided about each domain: remembered for ``pcinuma status``, and logged, one event a decision.
 
 A decision of the reconciler that says the same as the one before is logged at level debug only: a daemon that starts looks at

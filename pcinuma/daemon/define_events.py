@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which of the definitions that libvirt tells of are our own.
 
 Its events do not say who caused them, but each definition causes one. So while a domain is being placed here, they are counted, and then

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One domain's inactive definition on libvirt: read it, place or revert it, define it if it changed. Blocking; runs in a
 thread.
 

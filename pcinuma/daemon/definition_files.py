@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Every version of every definition, as libvirt writes it.
 
 libvirt writes each definition to ``/etc/libvirt/qemu/NAME.xml`` (``virDomainDefSave`` in ``src/conf/domain_conf.c``) while it holds the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The kernel's word on files that somebody writes in a folder, with their text.
 
 libvirt writes a definition as ``NAME.xml.new`` and renames that over ``NAME.xml`` (``virFileRewrite`` in ``src/util/virfile.c``), so each

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest address for a host device that is about to be plugged into a running domain.
 
 A placed domain may have spare ports (``spare-ports`` in the configuration): root ports on pcinuma's expanders that are empty

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The varlink interface that the daemon speaks, as the text that ``varlinkctl introspect`` shows.
 
 It is the only place where the parameters of its methods are written down: calls are checked against it, by

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The domains as libvirt's listing and events tell of them, and what is remembered of each in this process.
 
 Values of the event loop, but for :func:`list_domains`, which asks libvirt and raises libvirtError.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The link to libvirt: one connection, its events, and reconnecting for ever.
 
 libvirt's own event loop runs in a thread, and each event is handed to asyncio's loop from there. libvirtaio was rejected:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The lock on the state folder: only one process at a time has the state in memory, or changes it.
 
 The daemon holds it as long as it lives, so that there is never a second one; a command that works without the daemon as long as it takes.

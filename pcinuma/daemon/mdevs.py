@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Inactive mediated devices: which PCI device each would be a part of, as libvirt's node devices tell.
 
 An active one is a folder in sysfs, which the engine reads by itself. One that is defined (``mdevctl define``, ``virsh nodedev-define``) but

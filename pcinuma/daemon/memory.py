@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The C library's heap: memory goes back to the system when the work that needed it is over.
 
 A request may be some megabytes of XML, and the tree of it fifty times that. By default glibc keeps what is freed: in one arena for

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The methods of the interface io.pcinuma: what callers may ask, in terms of the reconciler, the link and the engine.
 
 The hook's request is answered in a thread of its own kind, so that neither a slow libvirt nor a slow sysfs file of another

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Making a definition without losing what somebody else changed at that moment.
 
 libvirt has no "define if it is still that". Between the last look at a definition and libvirt's lock for ours lie a few milliseconds

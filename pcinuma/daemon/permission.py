@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which domains pcinuma may touch without being told to.
 
 In this order: a person disabled the domain (no) or enabled it (yes); whom people disabled is not known (no); its owner wrote a policy

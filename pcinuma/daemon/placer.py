@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One domain's definition: placed or reverted, alone with it in this process, and what became of it recorded.
 
 Raises libvirtError and PcinumaError, which the reconciler or the caller of a method turns into a decision or an answer. A definition that

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What only libvirt can tell the engine: host devices by name. Of a hostdev network pool its members, of an inactive mediated device its
 parent (:mod:`~pcinuma.daemon.mdevs`).
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The reconciler: which domain is looked at when. What a look does is :mod:`~pcinuma.daemon.placer`'s.
 
 A domain is looked at when libvirt says that it was defined or has stopped, when libvirt wrote its definition without saying so, when a node

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """From which version somebody made his, where several were there within milliseconds and some lacked another one's change.
 
 What our definition overwrites is put back within milliseconds (:mod:`~pcinuma.daemon.overwritten`). Who *reads* the definition in between,

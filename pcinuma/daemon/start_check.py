@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The hook's question: a domain is about to boot; is its XML placed as the host is now?
 
 Answered from the XML, sysfs and what is in memory; libvirt waits meanwhile, so it is never asked, and only what decides the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Starts that are under way, by the hook's word.
 
 While a domain starts, libvirt holds it locked and every call about it would block a thread, so it is left alone. When that is over is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What outlives the process: what people chose for domains (:mod:`~pcinuma.daemon.choices`), and what is remembered of each domain.
 
 The latter is one JSON file: the last decision about each domain, and the guest addresses that guests already ran with (``ran_with``: of

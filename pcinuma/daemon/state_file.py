@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Writing the :class:`~pcinuma.daemon.state.State`, in a thread of its own, several changes in one go.
 
 The file is replaced atomically, so that a kill at any moment leaves it whole. A choice of a person is on the disk before anything follows

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A sweep: a look at every domain there is. When the last one was looked at, the log says how long it took."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Threads that run what may block, and that are counted while they do: a call that never comes back takes a thread with it.
 
 libvirt may not answer (stopped, or waiting for a hung storage itself), a file of sysfs may block. The link's keepalive ends the calls of

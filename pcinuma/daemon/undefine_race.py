@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Domains that must not come back.
 
 libvirt has no "define only if it exists". Where somebody undefines a domain in the millisecond between our last read and our

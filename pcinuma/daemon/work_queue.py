@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The work queue: which domains are to be looked at, in what order, and who gives way to whom. It knows nothing of libvirt.
 
 A domain is on it at most once, and is given out to one worker at a time. One with an event comes before those of a sweep; and a look

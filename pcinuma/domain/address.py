@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Numbers and PCI addresses as a domain's XML spells them (libvirt, ``virDomainDeviceInfoParseXML`` and ``virPCIDeviceAddressParseXML``).
 
 What an ``<address>`` says is remembered by its attributes, which lxml hands out all at once at the price of one.

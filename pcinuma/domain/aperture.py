@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a domain says about the range in which UEFI firmware maps large BARs: firmware, what it is told, memory, CPU, and who wrote it.
 
 * UEFI is whatever is given as pflash, or chosen by ``firmware='efi'``, or started by a confidential guest (SEV, TDX), or given as ROM, or

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Emulated devices with one device of the host behind them: a virtio disk on a block device, a virtio NIC on a network interface.
 
 They are read only where the setting ``near-backing`` asks for it, and where pcinuma's metadata says that it moved them: whoever turns the

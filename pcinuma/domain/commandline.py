@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What ``<qemu:commandline>`` and ``<qemu:override>`` do to the guest's PCI devices, which libvirt knows nothing of.
 
 A ``-device`` without a bus goes to the newest PCI bus that QEMU made, which is an expander where there is one, and QEMU refuses to start

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Edits of a domain's XML: carry out a plan, or take pcinuma's placement back out. Nothing else is touched.
 
 What may change is invariant 3 of the design: controllers that pcinuma created, guest addresses of passthrough devices (and of a foreign

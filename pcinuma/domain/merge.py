@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Two changes of one definition brought together: what somebody made of it (``theirs``) put onto what it became meanwhile (``onto``).
 
 All three come from libvirt, which formats every definition alike, so what differs was changed. Compared is element by element: what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinuma's metadata element, ``{urn:pcinuma:domain:1}pcinuma`` (a frozen format).
 
 The owner writes ``policy``, ``group-by`` and ``<keep device="…"/>``; pcinuma alone writes ``<placement>``. Children are accepted with the

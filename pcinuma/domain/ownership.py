@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which controllers are pcinuma's: those that the metadata lists *and* that are as pcinuma makes them.
 
 The list alone proves nothing: it travels with copied XML, and whoever may write to libvirt may write one. What counts is

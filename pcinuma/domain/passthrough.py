@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The forms in which a domain names a device of the host, and where each keeps the device's host address.
 
 Source: libvirt, ``docs/formatdomain.rst`` ("Host device assignment", "Network interfaces", "Hard drives") and ``src/conf/domain_conf.c``.

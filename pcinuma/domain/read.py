@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """From a domain's XML to a :class:`~pcinuma.model.Domain`, in one pass over ``<devices>``.
 
 Values that mean nothing do not raise here: the device or the domain carries the sentence as its ``problem``, so that a report can still

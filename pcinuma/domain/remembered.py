@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the attributes of small elements mean, kept for the next time: a host's domains spell the same few hundred again and again.
 
 The keys come from whoever may define a domain, so long ones are not kept: what stays in memory is bounded, whatever was read.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which devices libvirt has to find a PCI slot for when it formats XML that does not say one.
 
 Only XML that libvirt has not formatted yet has such devices. Counting one too many costs a free root port and a bus number; one too few

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Who a domain is, told by the beginning of its XML: name, UUID and its owner's policy, without building a tree.
 
 A start waits for the answer to a hook, and the engine parses the XML anyway; a second tree only for these three would be a

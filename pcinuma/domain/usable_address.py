@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which guest addresses a device may be sent back to: where its controller takes a device, nobody is, and the guest would see it.
 
 A guest looks at function 0 of a slot first, and at the others only if that says ``multifunction``; QEMU refuses a further function in a

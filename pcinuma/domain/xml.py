@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The XML document of a domain: parsed so that what nobody touches comes out as it went in.
 
 Nothing is fetched and nothing expanded (:mod:`pcinuma.xml_parser`); comments, CDATA, processing instructions and foreign namespaces

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The bus addresses that a guest gives its devices, computed as firmware deals out bus numbers.
 
 In: a domain (addresses as libvirt has them: ``bus`` is a controller's index). Out: what ``lspci`` in the guest says. Firmware goes depth

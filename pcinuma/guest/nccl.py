@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest's topology as NCCL's XML (``NCCL_TOPO_FILE``; RCCL reads the same).
 
 In: the domain, and for each of its devices the host device, cell and links. Out: the file. It says of each passed-through device, under the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which PCI devices are behind a block device or a network interface of the host.
 
 Both are folders of sysfs: a real one lies somewhere below the PCI device that drives it, and that device, the nearest PCI address of its

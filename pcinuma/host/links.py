@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The PCI Express links of host devices, as the kernel tells them: what both ends could agree on at most, and what they do now.
 
 The kernel writes a port's and a device's own maximum (``Documentation/ABI/testing/sysfs-bus-pci``, ``max_link_speed`` and

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Names for vendor and device numbers, from the ``pci.ids`` file where the system has one; never needed for an answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """NUMA nodes of the host (``Documentation/ABI/stable/sysfs-devices-node``): CPUs, distances, memory; HostError for what cannot be read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a PCI function's configuration space says about the way of its requests: kind of port, ACS, ATS. From bytes, without I/O.
 
 Layouts: PCI Express base specification, 7.5.3.2 (device/port type), 7.7.11 (Access Control Services, extended capability 000D) and 10.5.1

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Where one device sits: NUMA node, root complex, chain of switches. Live, and only the files that the answer needs.
 
 For a device with a ``numa_node`` that is one ``readlink`` and one read, plus one read of the online nodes per request. Rules:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Reads of single small files below a root directory, with every outcome told apart.
 
 A sysfs attribute is at most a page; one ``open``/``read``/``close`` costs some 5 µs, and that is what a request pays per device.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The whole host at once: every node and every PCI device, for people and for captures.
 
 Placement never comes here (it reads single places, ``host.place``); both read through the same :class:`HostReader`, so what a person is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The laboratory: guests, and whole virtual hosts, whose own kernels say what they see.
 
 Nobody should have to believe a planner about its plan. Three tiers, each on the shoulders of the one before::

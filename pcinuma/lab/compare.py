@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The judge: a guest's tree as its kernel printed it, against the host's tree and the domain that was booted.
 
 It knows nothing of a plan. From the domain it takes which guest device stands for which host device and where it must turn up; from the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma demo``: two virtual two-socket hosts, alike but for pcinuma; in each ``virsh define`` and ``virsh start``; what the guests see.
 
 The two hosts run side by side: the guest inside is TCG in TCG, and that is where the time goes. Everything lives in one temporary

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Trees and tables of the demonstration, from what kernels printed; nothing here knows XML or plans."""
 
 from __future__ import annotations

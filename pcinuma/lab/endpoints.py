@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Tier 1: a placed domain as a QEMU command line, with emulated endpoints standing where the hostdevs are.
 
 The controllers become the QEMU devices that libvirt makes of them (``src/qemu/qemu_command.c``), with the same bus numbers, slots,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a kernel says about PCI and NUMA, as a frozen value: printed by a guest, or read from a host's (or a captured) sysfs.
 
 A device is identified by its :class:`PciPath`: its root bus and then, bridge by bridge, slot and function. Bus numbers below

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A host in a few lines of Python, and the QEMU command line that is it.
 
 ::

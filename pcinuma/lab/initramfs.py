@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Initramfs images: busybox-static, kernel modules and an init, as an uncompressed ``newc`` cpio archive.
 
 :data:`TREE_INIT` prints what the kernel knows about PCI and NUMA and resets. It loads nothing and forks nearly nothing, since a

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What is done on a virtual host: the shell of a system administrator's day, in pieces that jobs are put together from."""
 
 from __future__ import annotations

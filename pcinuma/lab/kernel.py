@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A stock kernel to boot guests with: fetched from the distribution, unpacked into a cache, never installed.
 
 On Debian and its kin the kernel comes from ``apt-get download`` of what the meta package depends on; elsewhere (and where apt reaches

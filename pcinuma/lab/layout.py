@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A domain's XML as a PCI hierarchy: its controllers, its devices, and the path under which a kernel must find each of them.
 
 This reads the XML by itself and shares no line with ``pcinuma.domain``: the judge does not trust the code that it judges. It wants XML in

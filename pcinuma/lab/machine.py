@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Running QEMU until the guest has said its last word.
 
 The serial console goes to a file; the machine ends by resetting itself (``-no-reboot``), and is killed when its time is up. An exit code

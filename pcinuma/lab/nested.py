@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The guest inside the virtual host: its domain XML as an owner would write it, and its initramfs.
 
 Everything about it is chosen for speed, since TCG in TCG is slow: one vCPU, an old CPU model, a second cell without CPUs, a kernel that is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Virtual hosts to try pcinuma on, each a few lines; ``PRESETS[name]`` is one, with the guest that is to be run on it."""
 
 from __future__ import annotations

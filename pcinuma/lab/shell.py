@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma demo --keep``: a shell in a virtual host with pcinuma and the placed guest on it; the host ends with the shell."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The virtual host's userland: this machine's own programs and libraries over 9p, and nothing else of it.
 
 Exported read-only, each by itself: ``/usr/bin sbin lib lib64 libexec share``, the checkout, the modules of the kernel. Homes,

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Tiers 2 and 3: a host in a virtual machine, in which a job runs real libvirt, real vfio-pci and pcinuma as installed by install.sh.
 
 A job is a shell script. It runs as root on the virtual host, writes what it finds to ``/job/out`` and says where it is by lines

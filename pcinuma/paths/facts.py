@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the host says of a device and of the ports above it, as far as traffic between devices goes by it. Reads, and judges nothing.
 
 None is what is not known: the configuration space beyond its first 64 bytes is root's to read, and a captured machine may have less.

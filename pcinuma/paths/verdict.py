@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The verdict on a pair of devices: which way requests between them go, why, what to change, and what that costs. Pure.
 
 Below a shared switch a request from one device to the other is passed on by the switch, unless ACS at a downstream port sends it up (P2P

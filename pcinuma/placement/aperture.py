@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whether the windows of a placed guest fit the part of its address space that UEFI firmware keeps for them.
 
 Measured (QEMU 7.2, OVMF 2022.11 and SeaBIOS 1.16, one to eight BARs of 16 and 64 GiB; ``docs/limits.md``): OVMF gives each PCI root a

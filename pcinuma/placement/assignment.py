@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One assignment of devices to addresses, for one grouping.
 
 1. ``units`` groups the passthrough devices; each unit has a target (cell, root complex, switches) or a reason for none.

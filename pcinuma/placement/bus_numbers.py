@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Bus numbers for the expanders of a plan, when what is below each of them is known.
 
 The arithmetic (PCI-to-PCI bridge specification; measured on SeaBIOS and OVMF): every bridge uses one number, i440fx's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The existing placement of a domain: which units sit where they belong, and what each of pcinuma's expanders stands for.
 
 An expander stands for one (cell, root complex). The metadata does not say which; its occupants do: the commonest place among those whose

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which host switches a guest should see: the subtree below one expander.
 
 From the topmost switch at which passed-through devices branch downward, switches are mirrored as on the host, so that any two devices have

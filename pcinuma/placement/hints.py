@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What makes room for a layout that UEFI firmware would not map, in the words of who has to set it.
 
 The writer of a libvirt domain can set everything; a user of OpenStack Nova or oVirt only what those have a name for. Sources: Nova's

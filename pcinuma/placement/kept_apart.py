@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Devices of a placed domain that have a port of their own, though the host has them below a switch with others (reason ``kept-apart``).
 
 Their right place would move others. A remark, no change: which of the units that are placed branch on the host at a switch that the guest

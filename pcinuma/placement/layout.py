@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The guest's PCI tree while a plan is made: what is there, what is free, and what a new bridge would cost.
 
 What bus numbers cost is counted here, and dealt out in :mod:`pcinuma.placement.bus_numbers`.

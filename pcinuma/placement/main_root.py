@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Off pcinuma's ports and back to the main root: to the address that a device once had, else to one that nobody will ask for.
 
 A device that cannot have its old address (somebody is there, or the guest would not see it there) goes to a main port that is pcinuma's,

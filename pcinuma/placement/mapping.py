@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which guest cell stands for a host node.
 
 Rule (VEP 115 and DESIGN of this project): the only cell whose memory libvirt binds to the node, by ``<memnode>``, or by the nodeset of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What decides on a plan besides the domain and the host, for every part of placement: a value."""
 
 from __future__ import annotations

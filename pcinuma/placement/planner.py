@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The plan for one domain: fresh, or for a placed one the least change that makes it right again.
 
 A fresh plan tries the groupings from the one asked for to coarser ones, each in an assignment (:mod:`pcinuma.placement.assignment`) that is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A layout afresh of a placed domain: what of the existing one it does without.
 
 Everything below pcinuma's expanders is laid out anew, but for an expander that holds something which may not move: a kept device, one of

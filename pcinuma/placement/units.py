@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Units: what moves as one. The functions of one host device that share a guest slot are one; everything else is on its own.
 
 In: a domain and what was resolved of its devices. Out: the units, in the order of their host addresses, each with the target or the reason

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The proxy on libvirt's RPC: the one place where a start can be placed that nobody announced a moment before.
 
 Every client's connection is relayed by a process of its own (:mod:`~pcinuma.proxy.relay`), which has the client's

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma-proxy``: reads the command line and the configuration, finds or makes its sockets, and runs the server."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma proxy enable|disable|status``: the proxy on libvirt's own socket, and off it again.
 
 What is written is in :mod:`~pcinuma.proxy.dropins`; this is the part that looks and acts. With ``--root`` it only writes or removes files

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whose turn it is: which client that waits gets a relay next.
 
 Making a relay takes the parent several milliseconds and accepting one takes it microseconds, so clients are let in as fast as

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The calls that start a guest or plug a device into one: what they ask for, and the same call with another XML.
 
 Procedure numbers and arguments are those of libvirt's ``src/remote/remote_protocol.x``; they are wire ABI and never

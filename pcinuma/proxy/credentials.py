@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whose connection it is, and becoming that user for good.
 
 The kernel recorded uid, gid and groups of a unix client at its ``connect`` (SO_PEERCRED, SO_PEERGROUPS, Linux 4.13);

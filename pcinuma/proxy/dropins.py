@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The unit files that put the proxy on libvirt's own socket: pure functions from libvirt's socket unit to texts.
 
 libvirt's socket unit (``libvirtd.socket``, or ``virtqemud.socket`` where the daemons are modular) gets a drop-in that

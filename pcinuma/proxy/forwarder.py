@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One direction of a connection: chunks of bytes, and descriptors, from one socket to another, never more than one
 chunk waiting.
 

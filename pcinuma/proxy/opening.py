@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whether a client may start guests on its connection: what it asked for in its connect-open call, and what libvirt answered.
 
 Nothing is held back for it: the calls' side shows the call, the replies' side shows what libvirt sends, chunk by chunk, until the answer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """One client's connection: a process that passes bytes and descriptors both ways, with the client's rights.
 
 Two directions, each a :class:`Forwarder`: it reads only when everything that it read before has been written, so a peer

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The privileged side of a relay's requests: asks the daemon, within the deadline, and says in the journal why a
 call went as it came.
 

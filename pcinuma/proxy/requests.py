@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a relay may ask the privileged parent, and how: JSON with a NUL behind it, over a socket pair.
 
 Three kinds of request, one answer: the XML to put in the call's place, or none. A relay asks one at a time. It waits

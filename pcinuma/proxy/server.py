@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The parent: listens, forks a relay for each client, reaps it, and runs the request handler. The only part that keeps its
 privileges.
 

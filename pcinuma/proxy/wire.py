@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's RPC on the wire: the 28-byte header, where messages end, and XDR strings.
 
 Source: libvirt's ``src/rpc/virnetprotocol.x``, ``src/rpc/virnetmessage.c`` and ``src/rpc/virnetserverclient.c``. A

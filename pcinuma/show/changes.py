@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What two versions of a domain's XML have for a difference, as far as pcinuma makes one: controllers, addresses, and the text's diff."""
 
 from __future__ import annotations

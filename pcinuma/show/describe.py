@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a device is, in words: from ``pci.ids`` where the system has the file, else from the class code."""
 
 from __future__ import annotations

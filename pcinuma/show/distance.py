@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """How far apart two devices are, in the classes that NCCL, ``nvidia-smi topo`` and ``rocm-smi`` print, for host and guest alike.
 
 Source of the classes: NCCL's documentation of ``NCCL_P2P_LEVEL`` (``src/graph/topo.h``).

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What each ``group-by`` would show the guest of one domain, what it gains and what it costs.
 
 Every figure is measured on a plan that the engine really makes for that grouping (afresh, as ``apply --replan`` would). The facts about

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A domain's PCI hierarchy: which controllers are above an address, and which cell the guest sees for it.
 
 A view on :class:`pcinuma.model.Domain` for drawing and for judging. Strange values are no error here: what cannot be read is left

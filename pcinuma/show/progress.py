@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Signs of life on standard error for whatever takes longer than two seconds; silence for everything else."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the commands draw with: colours, box characters, trees, tables, columns side by side.
 
 A :class:`Screen` knows what its stream can show: colours only on a terminal and never under ``NO_COLOR`` (https://no-color.org), box

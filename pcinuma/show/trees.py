@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The host's tree and the guest's tree as rows to draw, and the two side by side.
 
 Host: node, root complex, switch, device. Guest: cell, expander bus, switch, device. Root ports and downstream ports carry one device

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Reports in words: one place that turns outcomes and reason codes into the sentences that people read.
 
 The sentences themselves are :class:`pcinuma.reason.Reason`'s; nothing here says them in other words. Reports hold names and

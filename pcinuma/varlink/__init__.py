@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Varlink on a unix socket, with nothing of pcinuma in it: this package imports the standard library and structlog alone.
 
 ::

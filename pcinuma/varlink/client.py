@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A call: one connection, one reply, blocking, with a deadline for all of it together.
 
 What goes wrong is a :class:`CallError` that says of what kind it is, for a caller who has words for it; an error reply is raised as it is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """An interface by its description, the text that ``varlinkctl introspect`` shows: its name, its methods, what each takes.
 
 That text is the only place where a method's parameters are written down; here calls are checked against it. Source of the language:

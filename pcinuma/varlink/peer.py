@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The process at the other end of a connection: who it is, and whether it still waits for an answer."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A varlink service on a unix socket: calls of many peers, answered in order on each connection.
 
 A peer costs nobody else anything: it must be root or the service's own user (SO_PEERCRED), a message has a bounded length and ten seconds

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The wire format: JSON messages, each with a NUL behind it; here without it, but for what the ``encode_…`` functions give.
 
 A reply holds parameters or an error with parameters; reading an error raises it (:class:`ErrorReply`), and what is no reply at all

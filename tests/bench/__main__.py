@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Prints what pcinuma costs, each figure with its baseline and its limit; ``--check`` makes a broken limit an error.
 
 Processes are started in turn with their baseline, and the figure is the median of the pairs' ratios: what makes a machine slow for a while

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Many domains on a real libvirtd, and how long the daemon needs for all of them when it starts."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the proxy costs: calls per second, a stream's throughput, and the time that it adds to a start, each beside the direct connection.
 
 ``python3 -m tests.bench.proxy [--quick] [--check]``; needs root and libvirt. Slices of both kinds are run in turn, so that a busy machine

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """How soon after a define a domain is placed, and how many starts shortly after a define are won by that."""
 
 from __future__ import annotations

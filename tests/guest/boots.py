@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Place, boot, judge: the three steps that every test here takes."""
 
 from __future__ import annotations

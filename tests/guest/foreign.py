@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests of other architectures: Debian's kernel, busybox and firmware for them, fetched by a private apt, and QEMU's TCG.
 
 Nothing is installed and the machine's own apt is not touched: state, cache and sources are directories below the cache. The firmware for

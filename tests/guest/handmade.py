@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Domains written by hand: what a person has before pcinuma (:func:`plain`), and layouts that may be wrong on purpose (:class:`ByHand`)."""
 
 from __future__ import annotations

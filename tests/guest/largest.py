@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The largest domains that the bus numbers allow: one drive more no longer fits.
 
 Either all drives of a node are on one root complex (some 250 drives), or each is on one of its own, of which every one takes bus numbers in

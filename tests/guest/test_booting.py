@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest starts from a disk that near-backing moved below an expander bus: what is never in the way must not be so at boot either."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """How much OVMF keeps for BARs, by the guest's CPU, by what it is told and by how it is given: the model against boots (docs/limits.md).
 
 Each boot has one expander bus with ivshmem devices, in size the largest that fit by the model, or one more of half that size, which does

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest with a device of every form: each is seen under the node of its cell, whatever element it came from."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What Linux makes of guest cells without CPUs or memory: the facts of docs/guest-cells.md."""
 
 from __future__ import annotations

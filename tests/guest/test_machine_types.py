@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The promise on every machine type that has a second PCI root, judged by a kernel of the guest's own architecture."""
 
 from __future__ import annotations

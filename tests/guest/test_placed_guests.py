@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The promise, judged by the guest's own kernel: every device of a placed domain is where the host has it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Layouts with a mistake in them, booted all the same: QEMU starts every one without a word, and the judge must object."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The largest domains that the bus numbers allow: every device is where it should be."""
 
 from __future__ import annotations

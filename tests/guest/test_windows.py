@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Windows into memory and I/O space: which BARs a placed guest maps, and the limits of its firmware (docs/limits.md)."""
 
 from __future__ import annotations

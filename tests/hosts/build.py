@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A host from a few lines of Python: nodes, root complexes, ports, switches, devices.
 
 A :class:`Host` is a model first (``host.node_of(address)`` is what the *author* of a test means, the expected value) and a tree

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The real command in a process of its own, on a machine below a directory of its own."""
 
 from __future__ import annotations

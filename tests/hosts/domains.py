@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A domain's XML from a few lines of Python, as a person writes it (``raw``) or as libvirt keeps it (``formatted``)::
 
     Domain().cells("0-1", "2-3").memnode(0, "0").memnode(1, "1").hostdev("17:00.0").interface("18:00.0").raw()

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What people and libvirt do to a placed domain between two placements: a device more, a device less, a foreign device on a port."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A fixture under which reading the real host is an error: tests place on machines that they built."""
 
 from __future__ import annotations

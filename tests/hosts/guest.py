@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a guest sees of a domain's PCI controllers: an independent model of libvirt's completion and of the firmware's bus numbers.
 
 Nothing here comes from the code under test. Sources: libvirt's ``src/qemu/qemu_domain_address.c`` (what gets an address, and where),

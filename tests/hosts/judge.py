@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The judge of a placed domain: every rule of the design, worked out from scratch from the XML before, the XML after, and the host.
 
 ``faults`` lists what is wrong, a sentence each; :func:`judge` fails with all of them. It knows the host from the model that the test

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What libvirt keeps of a domain's PCI when it is defined: a model that is fast enough for every step of a generated life.
 
 As ``Guest.completed``, but XML in and XML out: gaps in the indexes filled with root ports, an address for every device, the USB

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the real libvirt makes of a domain's XML: define it, validated, and read it back, without a daemon.
 
 libvirt's QEMU driver runs inside this process's child (``qemu:///embed``), with a directory of its own and a ``/dev`` without ``kvm`` in

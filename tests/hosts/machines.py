@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Machines that tests place on, each named after what is odd about it. ``MACHINES[name]()`` gives a fresh :class:`Host`."""
 
 from __future__ import annotations

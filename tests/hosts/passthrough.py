@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The passthrough devices of a domain, form by form, and the guest cell of a host node: read independently of the program."""
 
 from __future__ import annotations

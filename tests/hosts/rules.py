@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The judge's rules for where things are: PCI's own, and each device's place in the guest against that on the host."""
 
 from __future__ import annotations

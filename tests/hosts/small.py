@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The smallest host on which devices have different places: for tests that start a daemon, a libvirtd or a guest."""
 
 from __future__ import annotations

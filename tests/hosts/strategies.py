@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Hypothesis strategies: whole machines, and domains that use some of their devices."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Writes a :class:`~tests.hosts.build.Host` as the kernel's sysfs.
 
 Faithful to Linux (Documentation/ABI/testing/sysfs-bus-pci, sysfs-devices-node): real directories below ``sys/devices``, relative

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Virtual hosts. Those that a session's tests want are started together when the first of them is asked for, two at a time, since each
 keeps one core busy. In a usual run that is one, on which pcinuma lives and a guest boots.
 

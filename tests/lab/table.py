@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Writes docs/lab.md: what guests saw on each virtual host, by what their kernels printed.
 
 A run of all presets (``tests/run lab --full``) writes it when its last test is over, whatever it says; nothing in it is typed in. A test of

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """near-backing on a virtual host: a volume, a drive of an NVMe subsystem, a card and a VLAN in a VLAN, as a real kernel shows them; a guest
 that libvirt starts on them prints where it sees its virtio devices."""
 

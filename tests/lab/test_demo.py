@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma demo`` that does not come to its end: it says so, at once, and leaves neither a process nor a file behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Tier 2: real libvirt, real vfio-pci and install.sh on a virtual two-socket host; what each step of :mod:`tests.lab.tier2` left behind."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Each virtual host is the machine that its few lines of Python describe, by what a kernel sees of it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The virtual host with an emulated igb, a NIC that has virtual functions. QEMU has it from 8.0 on; on an older one this says so."""
 
 from __future__ import annotations

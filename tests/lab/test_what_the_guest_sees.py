@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Tier 3, the promise: the guest on the virtual host prints what its kernel sees, and it agrees with the host."""
 
 from __future__ import annotations

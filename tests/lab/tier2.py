@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The life of pcinuma on a virtual host, as one job: installed, at work, killed, refusing, removed; and a guest that boots with all devices
 and prints what its kernel sees. The tests look at what it wrote."""
 

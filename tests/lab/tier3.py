@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest on a virtual host, from define to what its kernel prints; and the judgement."""
 
 from __future__ import annotations

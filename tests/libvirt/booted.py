@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """systemd as the first process of namespaces, on a copy-on-write view of this machine's programs: units run as they do on a host.
 
 What :class:`~tests.libvirt.harness.PrivateLibvirt` has no room for: the hardening of the units, readiness, socket activation, and

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # Boots systemd in namespaces, on a copy-on-write view of this machine's own root, or of ROOT with all that is in it. Run by booted.py, in
 # a mount namespace of its own: booted.sh BASE CHECKOUT GIVEN [ROOT], with an empty folder, the checkout, and a folder with the /etc to use
 # and the list of what is hidden in /usr.

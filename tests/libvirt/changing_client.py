@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A client that changes definitions all the time, and keeps a record of what libvirt told it was done.
 
 ``python -m tests.libvirt.changing_client URI FOLDER NAME SEED CHANGES KINDS``: several of these work on the same domains beside the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Other versions of libvirt and QEMU: Debian releases as chroots, made by debootstrap from the mirror that apt uses here.
 
 A chroot is made once and kept (about 900 MB each) in :func:`folder`. It holds libvirt, QEMU and what pcinuma needs to run inside with

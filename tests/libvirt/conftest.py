@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Fixtures on a real libvirtd.
 
 ``libvirt_host`` is shared by the whole session: give domains names of your own, and leave none running. ``fresh_host`` is one for

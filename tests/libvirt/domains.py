@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Domains for tests on a real libvirt, and what their XML says about where a device is.
 
 The reading side is written apart from pcinuma's own: it follows libvirt's controllers from the device up to its expander bus.

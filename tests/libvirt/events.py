@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's domain events as they arrive in the test process."""
 
 from __future__ import annotations

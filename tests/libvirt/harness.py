@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A private host for tests: a real libvirtd, QEMU and all, that has the programs of the machine it runs on and nothing else of it.
 
 :class:`PrivateLibvirt` makes namespaces (mount, PID, network, IPC, hostname) in which ``/etc``, ``/run``, ``/var`` and ``/dev``

@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # The first process of a private host: mounts a libvirt installation of its own over ROOT's and then reaps children until it is killed.
 # Run by harness.py as: unshare --mount --pid --net --ipc --uts --fork --kill-child sh harness_namespace.sh BASE ROOT CHECKOUT [SYS]
 # BASE is the folder with what is private (etc, run, var, dev, what is written to usr); ROOT is / or a chroot of another distribution; SYS is a tree whose PCI

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A private host with pcinuma's hook, and before it one that records what libvirt calls hooks with."""
 
 from __future__ import annotations

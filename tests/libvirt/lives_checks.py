@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What must hold for a domain after every step of its life: the four invariants, what people decided, and that it can be undone.
 
 Each function lists faults, a paragraph each; none asks the code under test but for the report that is judged.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the lives of :mod:`tests.libvirt.test_lives` are made of: a host whose devices move and go, the definitions of owners for it,
 and what owners do to a definition that is there.
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The lives of domains as a state machine of hypothesis: what owners, administrators, hosts and accidents do to them, step by step.
 
 After every step the machine waits until the daemon has dealt with it (``pending`` of its Status) and holds each definition against what

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What stands around the lives of domains: a private libvirt with hook, daemon and proxy, and a second libvirt that nobody placed anything
 on, which tells what libvirt alone makes of an owner's deeds.
 

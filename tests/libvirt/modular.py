@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's modular daemons in a chroot: virtqemud and virtproxyd, built from the source package of the chroot's own libvirt.
 
 No Debian release packages them. What is built is kept beside the chroots, one folder a version of libvirt; the build takes some minutes

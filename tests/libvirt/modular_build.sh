@@ -1,4 +1,5 @@
 #!/bin/sh
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # Builds virtqemud and virtproxyd from the source package of a chroot's own libvirt. Debian packages libvirtd only; of the modular daemons
 # everything but the two programs is in its packages (libvirt's library, and the QEMU driver as a module).
 # Run by modular.py as: unshare --mount --pid --fork --kill-child sh modular_build.sh ROOT SCRATCH TARGET

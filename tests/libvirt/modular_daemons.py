@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinuma where libvirt's daemons are modular: run by :mod:`tests.libvirt.versions` with ``PCINUMA_TEST_MODULAR``, beside the start paths.
 
 systemd does not run in a private host, so what ``pcinuma proxy enable`` does here is to refuse; below a root directory with the daemons'

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 # shellcheck shell=sh
 # What both kinds of namespaces of these tests are made of; for harness_namespace.sh and booted.sh.
 

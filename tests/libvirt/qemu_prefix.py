@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The QEMU of a chroot as a program of this machine.
 
 :func:`qemu_prefix` makes a folder ``bin`` with a ``qemu-system-x86_64`` that runs the chroot's by the chroot's own dynamic linker, with its

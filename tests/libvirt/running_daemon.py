@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinumad in a private host, started from the checkout as a process of its own, and calls to it over its socket."""
 
 from __future__ import annotations

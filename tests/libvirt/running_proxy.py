@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The proxy in a private host, started from the checkout as a process of its own."""
 
 from __future__ import annotations

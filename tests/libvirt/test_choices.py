@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What people chose for domains, on a real libvirt: refused where it cannot be kept, and honoured whatever happened to the files."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The command on a real libvirt, without the daemon and with it."""
 
 from __future__ import annotations

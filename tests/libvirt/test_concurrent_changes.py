@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Nothing that libvirt accepted from somebody is lost, whatever the daemon does to the same definition at that moment."""
 
 from __future__ import annotations

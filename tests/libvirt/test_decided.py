@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a person decided lasts: with the daemon and without it, over restarts and kills, and whoever looks at all domains afterwards.
 
 Every decision is made once while the daemon runs and once while it does not. Then each domain gets one more device by its owner, so that

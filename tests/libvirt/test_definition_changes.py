@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Changes of a definition that libvirt sends no event for, and domains that go while they are being placed."""
 
 from __future__ import annotations

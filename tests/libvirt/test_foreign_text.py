@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Every command on a domain whose every name is hostile, with the daemon and without it: nothing of that reaches a terminal raw.
 
 libvirt takes more for a name than one would think: everything that XML 1.0 has room for, but a slash and a line feed.

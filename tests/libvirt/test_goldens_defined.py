@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Every golden output is what libvirt's daemon takes with --validate, keeps, and hands back for nothing to be changed in it.
 
 The files are tests/golden's; here they meet ``virsh define`` and, with ``tests/run --versions``, other releases.

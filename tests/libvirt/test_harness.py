@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The private host itself: what other tests take for granted about it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The hook as libvirt runs it: what a start looks like to its owner, with the daemon well, slow, frozen, killed or absent.
 
 No device can really be passed through here, so a start of a domain with one gets past the hook, at ``prepare begin``, and then fails

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """install.sh on a whole host, where libvirt runs and domains are placed: what it sets up works, and taking it down undoes it all."""
 
 from __future__ import annotations

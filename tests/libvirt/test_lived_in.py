@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Tests depend on nothing that the machine has or lacks: some of each kind run once more on one that somebody has used (``lived_in.sh``).
 
 ``sudo tests/lived_in.sh tests/run`` runs all of them so.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The lives of domains on a real libvirt with the daemon: see :mod:`tests.libvirt.lives_machine`."""
 
 from __future__ import annotations

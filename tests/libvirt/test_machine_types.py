@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Machine types by libvirt's own define: what it has formatted is placed, kept as it is, settled, and comes back as it was.
 
 The raw XML of each machine type is a golden; here the input is what libvirt's daemon made of it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Inactive mediated devices on a real libvirt: their parents are learnt from its node devices, outside the hook's path.
 
 mdevctl keeps what is defined in files, ``/etc/mdevctl.d/PARENT/UUID``, and libvirt lists what mdevctl lists; neither needs the hardware.

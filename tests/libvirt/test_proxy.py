@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The proxy before a real libvirtd: a client sees, gets and may do the same as without it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A connection through the proxy has its client's rights, no more and no fewer: by the socket's group, by polkit, and for placement."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Domains that hand QEMU devices themselves: what would not start beside expanders is left alone, and starts; what is placed starts too.
 
 No device of the test's host tree exists, so guests start without the passthrough devices; everything else is as pcinuma leaves it.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The reconciler on a real libvirt: which definitions it places, which it leaves alone, and what it survives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon's link to a libvirt that comes and goes, or stops answering."""
 
 from __future__ import annotations

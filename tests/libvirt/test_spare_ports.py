@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Why spare-ports is 0 by default: what libvirt makes of a free port of ours, and what pcinuma makes of that.
 
 libvirt gives a device without an address the first free port by index. On the main root that is libvirt's own spare port and, in a domain

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Every way to a start, with the reconciler alone and with the proxy: which of them boot placed. Prints the table as measured.
 
 A domain with passthrough devices gets as far as the hook at ``prepare begin`` here, and the XML that libvirt gives to hooks there is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The units and install.sh on a host that systemd booted: hardened as they are, the services do their work."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The tests on other versions of libvirt and QEMU (``tests/run --versions``): one run of them a release, and what is written of it."""
 
 from __future__ import annotations

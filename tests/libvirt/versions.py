@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The tests on other versions of libvirt and QEMU: ``python3 -m tests.libvirt.versions [SUITE …]``, or ``tests/run --versions``.
 
 For each Debian release of :data:`~tests.libvirt.chroot.RELEASES`, with its chroot, and for this machine's own distribution:

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Packages of this checkout, and of a version before or after it, for tests that install them."""
 
 from __future__ import annotations

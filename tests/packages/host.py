@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A Debian host as its installer leaves it, booted: nothing of libvirt, QEMU or Python on it, and packages for all that pcinuma wants.
 
 The release is a chroot of debootstrap's with systemd and D-Bus (:func:`root`); what apt will want for the package was fetched into its

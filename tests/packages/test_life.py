@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The life of Debian's package on hosts of three releases, booted, with a real libvirtd: installed on a host that has nothing, upgraded and
 downgraded with placed and running domains and the proxy on libvirt's socket, its configuration changed, removed and purged."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinumad as a process without a libvirt to talk to: what it answers from sysfs, and how it starts and stops."""
 
 from __future__ import annotations

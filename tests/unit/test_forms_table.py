@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """docs/forms.md is what the goldens say."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What placing costs grows with the number of devices and no faster: counted in executed lines, which no busy machine can change."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's qemu hook as libvirt runs it: the real file, the real interpreter, the real daemon (or what is left of one)."""
 
 from __future__ import annotations

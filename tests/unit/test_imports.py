@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Imports go one way: CONTRIBUTING.md lists the layers of the package, and nothing imports from its own layer or from one above."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What goes where by `make install`, what host-setup does about libvirt's hook, and how install.sh speaks; on hosts: tests/libvirt and
 tests/packages."""
 

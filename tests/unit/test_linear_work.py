@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Work on XML is linear in its length, whatever a client writes into it: four times the input is never ten times the work.
 
 CPU time of this process, the best of several runs, the two lengths in turn: what else the machine does moves neither.

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whole lives of domains, over the engine alone: what owners, libvirt and hosts do to them, in any order, and what holds after each step.
 
 The owner's XML goes through libvirt's keeping (``tests/hosts/keeping.py``) or not, the engine answers, and the answer is judged: by the

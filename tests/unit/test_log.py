@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the daemon's log looks like where it does not go to the journal."""
 
 from __future__ import annotations

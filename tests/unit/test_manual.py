@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The manual pages and the completion say what the command itself says."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Foreign text on a screen or in a log: no character of any category does anything there."""
 
 from __future__ import annotations

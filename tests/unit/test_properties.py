@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The four invariants over generated machines and domains: all or nothing, never in the way, only what is ours, stable."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Lists of numbers: what libvirt takes, as libvirt reads it, at the cost of the text and never of the numbers."""
 
 from __future__ import annotations

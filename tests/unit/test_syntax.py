@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What holds for the sources as a whole: Python 3.9, the oldest that the package runs on, can read them, and no test is forgotten."""
 
 from __future__ import annotations

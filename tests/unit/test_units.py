@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The systemd units: systemd itself accepts them, they are hardened, and they say the same as the rest of the tree."""
 
 from __future__ import annotations

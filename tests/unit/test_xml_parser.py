@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whatever XML comes in, and wherever: nothing is opened but what was given, and a document type declaration is unusable input."""
 
 from __future__ import annotations

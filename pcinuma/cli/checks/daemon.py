@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon: does it answer, is it this version, does it reach libvirt; and the proxy, where it is on libvirt's socket."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The domains with passthrough devices: placed or not, why, and what a finer grouping would give them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a check found: a value, for the text of ``pcinuma check`` and its JSON alike."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt's hook: there, ours, executable, and known to the libvirt that runs.
 
 libvirt looks for hook scripts when its daemon starts and when it is told to reload, and never again (``virHookInitialize``). The file's

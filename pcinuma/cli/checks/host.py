@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The host: configuration, NUMA nodes, firmware's word on devices, IOMMU, links, SELinux, AppArmor. Reads below a root, asks no libvirt."""
 
 from __future__ import annotations

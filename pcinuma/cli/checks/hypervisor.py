@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """libvirt and QEMU: reachable, new enough, and with expander buses for the machine types of this architecture."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """check: what it finds in a host's files and in the processes of a libvirt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What detach takes for a device: whatever attach took, and every name by which a person knows it in the domain."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """explain and verify: distances, what the groupings gain and cost, and the judgement of a running guest."""
 
 from __future__ import annotations

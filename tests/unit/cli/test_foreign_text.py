@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Names, values, paths and messages that others wrote reach a terminal as text that can be read, whatever is in them.
 
 Every attribute and every text of a domain, every file and link of a host and every argument is made hostile in turn; libvirt's and the

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The command line itself: help, wrong usage, errors in one line, and what a command does not load."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma paths``: which way traffic goes, from configuration spaces and links that the tests' hosts plant."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma place`` as others build on it: the real command, its exit codes, its bytes, its report."""
 
 from __future__ import annotations

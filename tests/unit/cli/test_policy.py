@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Policies, metadata and exit code 1, through the real command."""
 
 from __future__ import annotations

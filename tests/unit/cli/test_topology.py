@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """topology and capture: what they show and save of every machine."""
 
 from __future__ import annotations

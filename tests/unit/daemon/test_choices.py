@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What people chose for domains outlives everything that can happen to the files: a disabled domain is never placed.
 
 Each damage is done to a real folder, and the daemon's own steps follow: it reads the folder, is asked about domains, hears which there

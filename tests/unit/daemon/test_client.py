@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon's socket: varlink's wire format, its limits, and that a bad peer costs nobody else anything."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the kernel tells of files that are written as libvirt writes them, however fast and however late it is read."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """How pcinumad starts, stops and reloads: with systemd, without it, after a crash, and never twice."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The lock on the state folder: a daemon that starts waits for a command that is at work, and is refused while another daemon lives."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What libvirt's node devices say about mediated devices, read from the XML of several of its versions."""
 
 from __future__ import annotations

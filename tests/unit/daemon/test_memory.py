@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """When the heap is handed back: whatever a request did meanwhile, what it freed goes back to the system."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The daemon's parts that need neither a socket nor a libvirt: who may be touched, backing off, pools, what stands, spare ports."""
 
 from __future__ import annotations

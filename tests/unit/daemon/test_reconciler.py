@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What Status counts as pending where libvirt's event of a new domain is late."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What is remembered of domains: whole after a kill at any moment, and a daemon that starts whatever is in the file."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Threads that do not come back are counted, and named."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Who is looked at first, and who gives way."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """How much UEFI firmware keeps for BARs: what a domain says, what the host's CPUs say, and the range that edk2 makes of both."""
 
 from __future__ import annotations

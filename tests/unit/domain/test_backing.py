@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The setting near-backing: emulated devices that follow the host device behind them, and that nothing changes without it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What goes around libvirt: a domain that hands QEMU a PCI device of its own is left alone in whatever words, and nothing else hinders."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """New controllers and the metadata are written as text into the document: it is the same XML whatever the document looks like."""
 
 from __future__ import annotations

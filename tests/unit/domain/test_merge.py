@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Two changes of one definition brought together, generated: what either did is there, once, wherever they did not do the same."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Metadata that somebody copied from another domain, or made up: no controller and no address is pcinuma's because a list says so."""
 
 from __future__ import annotations

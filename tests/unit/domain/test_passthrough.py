@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Forms of passthrough that no golden has, some of which only newer releases of libvirt know."""
 
 from __future__ import annotations

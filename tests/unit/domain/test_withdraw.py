@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Taking a placement back out when other hands were at the domain in between."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The bus addresses that a guest will give its devices, against the tests' own model of firmware (booted guests: ``tests/guest``)."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma topology DOMAIN --nccl``: of each device the host's word, under the guest's address, in what NCCL's parser takes."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The judge itself: it passes what the engine makes, and finds each kind of mistake that is made on purpose."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The model of what libvirt keeps, held against the real libvirt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A guest whose emulator lost its timers is booted again, once; whatever else it says is for the judge."""
 
 from __future__ import annotations

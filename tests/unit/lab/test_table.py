@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """docs/lab.md is of the presets as they are."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What hosts made of this machine's programs get of it: no pcinuma of another version, and nothing that somebody configured."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What UEFI firmware can map: the model against boots that were measured, and what the engine does with it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Bus numbers when other hands add bridges to a placed domain. Nobody but pcinuma checks them: the guest would just lose devices."""
 
 from __future__ import annotations

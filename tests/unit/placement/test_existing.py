@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Undo and repair: what revert must never leave behind, and placed domains that somebody changed by hand."""
 
 from __future__ import annotations

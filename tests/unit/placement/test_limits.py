@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """At each limit of the guest's PCI: what fits is placed by every rule of the judge, and the next one falls back with the reason."""
 
 from __future__ import annotations

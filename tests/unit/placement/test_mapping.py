@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which guest cell stands for a host node, as libvirt binds memory and vCPUs; and what a domain says of which nothing can be placed."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Devices that are local to several nodes, but not to all: a reason of their own, and what ``unaligned = nearest`` makes of them."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The design's small print, a sentence a test."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The proxy on libvirt's own socket: what is written for it, when it is refused, and that systemd accepts it."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Whose turn it is at the proxy: root first, the others in turn, and nobody above his limit."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The proxy's understanding of libvirt's RPC: framing, the calls that matter, and a relay between two socket pairs, without libvirt."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The proxy as a process, before a socket that stands for libvirt's: listening, handing over, and its limits."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the commands draw with: trees, two trees side by side, colours and box characters only where they can be shown."""
 
 from __future__ import annotations

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Varlink by itself: descriptions, calls and replies as bytes, and that nothing of pcinuma is needed for them."""
 
 from __future__ import annotations
