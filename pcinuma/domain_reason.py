@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Optional, Sequence
 
 from pcinuma.model import Domain, Manager
+from pcinuma.printable import command
 from pcinuma.reason import Reason
 from pcinuma.report import DeviceReport
 
@@ -20,6 +21,13 @@ NO_CELLS_HINT = {
 _BY_CELL = (Reason.AMBIGUOUS_CELL, Reason.NO_CELL)
 _NO_DEVICE = (Reason.UNASSIGNED, Reason.NOT_PCI)
 """The guest gets no PCI device there, so it is nothing to place."""
+
+
+def no_cells_hint(domain: Domain, manager: Manager) -> str:
+    """What gives a guest cells that has none."""
+    if domain.asks_for_cells is False:
+        return f"its owner says cells='off', and `{command('policy', domain.name or 'DOMAIN', '--cells', 'default')}` takes that back"
+    return NO_CELLS_HINT.get(manager) or f"`{command('cells', domain.name or 'DOMAIN')}` shows those that pcinuma can give it"
 
 
 def why_nothing(domain: Domain, devices: Sequence[DeviceReport], manager: Manager) -> tuple[Reason, str]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Mapping, Optional, Sequence
+from typing import Mapping, NamedTuple, Optional, Sequence
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.aperture import manager_of
@@ -21,23 +21,29 @@ from pcinuma.domain.edit import apply_plan, withdraw
 from pcinuma.domain.metadata import write_placement
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
-from pcinuma.domain_reason import NO_CELLS_HINT, why_nothing
+from pcinuma.domain_reason import no_cells_hint, why_nothing
+from pcinuma.errors import DomainError, HostError, UnusableInput
+from pcinuma.host.place import HostReader
 from pcinuma.model import BACKED, Domain, MachineKind, Placement
 from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.options import PlanOptions
 from pcinuma.placement.planner import make_plan
 from pcinuma.plan import NoRoom, Plan, Resolved
+from pcinuma.printable import command
 from pcinuma.reason import Outcome, Reason
-from pcinuma.report import DeviceReport, Result, device_reports, unmet
+from pcinuma.report import DeviceReport, Result, cell_reports, device_reports, unmet
 from pcinuma.resolve import Resolution, resolve
-from pcinuma.settings import GroupBy, Policy, Settings
+from pcinuma.settings import GroupBy, MemoryMode, Policy, Settings
 
-__all__ = ["DeviceReport", "Request", "Result", "place", "revert"]
+__all__ = ["AS_SET_UP", "CellsOption", "DeviceReport", "Request", "Result", "cells_option", "place", "revert"]
+
+CELLS_WORDS = ("auto", "off", "replan")
 
 _DEFAULTS = Settings()
 _NOTHING_LEFT = "no device has a place that the guest could see any more: the devices are back on the default PCI root"
 _RECORD_GONE = "pcinuma's record of an earlier placement is taken out"
+_CELLS_RECORD_GONE = "pcinuma's record of cells that it wrote is taken out, for they are gone or somebody changed them"
 _REASON_OF_MACHINE = {MachineKind.NONE: Reason.MACHINE_TYPE, MachineKind.UNNAMED: Reason.NO_MACHINE}
 
 
@@ -48,7 +54,9 @@ class Request:
     ``root``: the directory that holds ``sys/``. ``group_by`` and ``policy``: what a caller asks for; None leaves it to the domain's
     metadata and then to ``settings``. ``pools``: what libvirt was asked about: network name -> host addresses of a hostdev pool's members,
     UUID of an inactive mediated device -> its parent's. ``replan``: lay a placed domain out afresh. ``ran_with``: guest addresses of
-    devices that somebody put on one of our ports and that the guest already ran with: they stay.
+    devices that somebody put on one of our ports and that the guest already ran with: they stay. ``cells``: whether a guest without cells
+    gets some, and ``memory`` how they are bound to host nodes, else by the owner's ``<numatune>``, else strictly. ``replan_cells``: a guest
+    that has pcinuma's gets those that it would get today.
     """
 
     root: Path = Path("/")
@@ -58,6 +66,32 @@ class Request:
     pools: Mapping[str, tuple[PciAddress, ...]] = field(default_factory=dict)
     replan: bool = False
     ran_with: frozenset[PciAddress] = frozenset()
+    cells: Optional[bool] = None
+    memory: Optional[MemoryMode] = None
+    replan_cells: bool = False
+
+
+class CellsOption(NamedTuple):
+    """The fields of the same names of a :class:`Request`."""
+
+    cells: Optional[bool] = None
+    memory: Optional[MemoryMode] = None
+    replan_cells: bool = False
+
+
+AS_SET_UP = CellsOption()
+"""As the owner and the configuration say."""
+
+
+def cells_option(cells: Optional[str], memory: Optional[str]) -> CellsOption:
+    """What words mean, as commands and the daemon's interface take them. Raises UnusableInput."""
+    if cells not in (None, *CELLS_WORDS):
+        raise UnusableInput(f"cells: {cells!r} is none of {', '.join(CELLS_WORDS)}")
+    modes = [mode.value for mode in MemoryMode]
+    if memory not in (None, *modes):
+        raise UnusableInput(f"memory: {memory!r} is none of {', '.join(modes)}")
+    asked = None if cells is None else cells != "off"
+    return CellsOption(asked, None if memory is None else MemoryMode(memory), cells == "replan")
 
 
 def place(xml: bytes, request: Optional[Request] = None) -> Result:
@@ -65,7 +99,8 @@ def place(xml: bytes, request: Optional[Request] = None) -> Result:
     request = request or Request()
     document = Document(xml)
     try:
-        return _Job(xml, document, request).run()
+        job = _Job(xml, document, request)
+        return job.run() if job.domain.made_cells is None else _with_made_cells(job)
     except Exception as error:  # the boundary: no failure of pcinuma stops a guest
         message = f"{Reason.INTERNAL.sentence} ({type(error).__name__}: {error})"
         required = request.policy is Policy.REQUIRED
@@ -73,13 +108,56 @@ def place(xml: bytes, request: Optional[Request] = None) -> Result:
 
 
 def revert(xml: bytes) -> Result:
-    """Take pcinuma's placement back out of the domain ``xml``: outcome ``placed`` if the XML changed, else ``unchanged``."""
+    """Take pcinuma's placement and cells back out of the domain ``xml``: outcome ``placed`` if the XML changed, else ``unchanged``."""
     document = Document(xml)
     domain, elements = read_domain(document)
-    if domain.placement is None:
+    if domain.placement is None and domain.made_cells is None:
         return Result(Outcome.UNCHANGED, None, "pcinuma has not placed this domain", None, (), xml)
+    message = "reverted to the layout before pcinuma"
     withdraw(document, domain, elements)
-    return Result(Outcome.PLACED, None, "reverted to the layout before pcinuma", None, (), document.serialise())
+    if domain.made_cells is not None:
+        from pcinuma.cells import take_back  # not for those who do without
+
+        needed = take_back(document, domain.made_cells)
+        if needed is not None:
+            stay = f"the guest cells stay, since {needed} needs them"
+            if domain.placement is None:
+                return Result(Outcome.UNCHANGED, None, stay, None, (), xml, cells=cell_reports(domain.made_cells))
+            message = f"{message}; {stay}"
+    return Result(Outcome.PLACED, None, message, None, (), document.serialise())
+
+
+def _with_made_cells(job: _Job) -> Result:
+    """A domain with a record of cells that pcinuma wrote. Where they are there no more, or are somebody else's by now, the record goes."""
+    from pcinuma.cells import without_stale_record
+
+    assert job.domain.made_cells is not None
+    xml = None if job.policy is Policy.OFF else without_stale_record(job.xml, job.document, job.domain.made_cells)
+    if xml is None:
+        return _with_other_cells(job) if job.request.replan_cells and job.policy is not Policy.OFF else job.run()
+    result = _Job(xml, Document(xml), job.request).run()
+    if result.outcome is Outcome.UNCHANGED:
+        return replace(result, outcome=Outcome.PLACED, message=f"{result.message}; {_CELLS_RECORD_GONE}", xml=xml)
+    return replace(result, xml=job.xml) if result.outcome is Outcome.FALLBACK and result.xml == xml else result
+
+
+def _with_other_cells(job: _Job) -> Result:
+    """A domain that has cells of pcinuma's, with those that it would get today; its placement is mended as after any other change of the
+    mapping, and laid out afresh where there are fewer cells than before. Where that comes to nothing, everything stands."""
+    from pcinuma.cells import without
+
+    made = job.domain.made_cells
+    assert made is not None
+    request = replace(job.request, cells=True, replan_cells=False)
+    bare = without(job.xml, made)
+    result = _Job(bare, Document(bare), request).run()
+    if result.cells is not None and len(result.cells) < len(made.cells):
+        bare = revert(job.xml).xml
+        result = _Job(bare, Document(bare), request).run()
+    if result.cells is not None and result.outcome is Outcome.PLACED:
+        return job.run() if result.cells == cell_reports(made) and request.memory is None else result
+    message = f"the guest's cells stay as they are: {result.message}"
+    return replace(job.run(), outcome=Outcome.FALLBACK, reason=result.reason, message=message, xml=job.xml)
 
 
 class _Job:
@@ -95,6 +173,7 @@ class _Job:
         self.recorded = self.domain.placement is not None
         if self.domain.placement is not None and not self.domain.placement.controllers:
             self.domain = self.domain._replace(placement=None)  # nothing of it is left, so it binds nobody
+        self.reader = HostReader(request.root)
         self.resolution = Resolution.nothing()
 
     def _read(self, document: Document) -> tuple[Domain, Elements]:
@@ -110,19 +189,41 @@ class _Job:
     def group_by(self) -> GroupBy:
         return self.request.group_by or self.domain.group_by or self.request.settings.group_by
 
+    @property
+    def asks_for_cells(self) -> bool:
+        """Whether the guest gets cells if it has none."""
+        if self.domain.asks_for_cells is False:
+            return False
+        asked = self.request.cells if self.request.cells is not None else self.domain.asks_for_cells
+        return self.request.settings.cells if asked is None else asked
+
     def run(self) -> Result:
-        settings = self.request.settings
+        standing = self.domain.made_cells
+        result = self._run()
+        made = self.domain.made_cells
+        if made is None:
+            return result
+        message = result.message
+        if standing is not None and any(device.reason is Reason.NO_CELL for device in result.devices):
+            hint = f"`{command('cells', self.domain.name or 'DOMAIN', '--replan')}` shows the cells that it would get today"
+            message = f"{message}; {hint}" if message else hint
+        return replace(result, cells=cell_reports(made), message=message)
+
+    def _resolve(self, earlier: Optional[Resolution] = None) -> Resolution:
         switches = self.group_by is GroupBy.SWITCH
         if self.domain.placement is not None:
             switches = self.domain.placement.group_by is GroupBy.SWITCH or (switches and self.request.replan)
-        self.resolution = resolve(self.domain, self.request.root, self.request.pools, settings.unaligned, switches)
+        return resolve(self.domain, self.reader, self.request.pools, self.request.settings.unaligned, switches, earlier)
+
+    def _run(self) -> Result:
+        self.resolution = self._resolve()
         if self.resolution.remarks:
             self.domain = self.domain._replace(warnings=(*self.domain.warnings, *self.resolution.remarks))
         leave = self._reason_to_leave_alone()
         if leave is not None and leave[0] is Reason.QEMU_COMMANDLINE and self.domain.placement is not None:
             return self._taken_back(*leave)  # QEMU would plug that device into an expander of ours, and not start
         if leave is not None:
-            return self._left_alone(*leave)
+            return self._with_cells() if leave[0] is Reason.NO_CELLS and self.asks_for_cells else self._left_alone(*leave)
         if self.domain.problem is not None:
             return self._as_it_is(Outcome.FALLBACK, Reason.BAD_VALUE, self.domain.problem)
         if self.resolution.trouble is not None:
@@ -151,12 +252,47 @@ class _Job:
         if foreign is not None:
             return Reason.FOREIGN_EXPANDER, f"{Reason.FOREIGN_EXPANDER.sentence} (controller {foreign})"
         if not domain.cells and domain.placement is None:
-            hint = NO_CELLS_HINT.get(manager_of(self.document.root))
-            return Reason.NO_CELLS, Reason.NO_CELLS.sentence + (f"; {hint}" if hint else "")
+            hint = "" if self.asks_for_cells else f"; {no_cells_hint(domain, manager_of(self.document.root))}"
+            return Reason.NO_CELLS, Reason.NO_CELLS.sentence + hint
         return None
+
+    def _with_cells(self) -> Result:
+        """A domain without cells, which gets some together with its placement, or neither."""
+        if self.resolution.trouble is not None:
+            return self._as_it_is(Outcome.FALLBACK, *self.resolution.trouble)
+        from pcinuma.cells import NoProposal, elsewhere, give  # not for those who do without
+
+        try:
+            self.domain, proposal = give(self.document, self.domain, self.reader, self.resolution.nodes, self.request.memory)
+        except NoProposal as error:
+            return self._without_cells(Reason.NO_CELLS, f"{Reason.NO_CELLS.sentence}, and none can be given to it: {error.sentence()}")
+        except DomainError as error:
+            return self._as_it_is(Outcome.FALLBACK, Reason.BAD_VALUE, error.sentence())
+        except HostError as error:
+            return self._as_it_is(Outcome.FALLBACK, Reason.HOST_UNREADABLE, error.sentence())
+        self.resolution = self._resolve(self.resolution)
+        result = self._place()
+        if result.reason is Reason.ALREADY_PLACED:  # the placement stood, and only the cells were gone
+            return replace(result, outcome=Outcome.PLACED, reason=None, message=None, xml=self.document.serialise())
+        if result.outcome is Outcome.PLACED and any(device.placed for device in result.devices):
+            return result
+        bare = _Job(self.xml, Document(self.xml), replace(self.request, cells=False)).run()
+        self.domain = self.domain._replace(made_cells=None)
+        if bare.xml != self.xml:
+            return bare
+        of_no_use = elsewhere(proposal, self.resolution.nodes) if result.reason is Reason.NO_CELL else None
+        message = of_no_use or f"with the cells that it would get: {result.message}"
+        return replace(bare, outcome=result.outcome, reason=result.reason, message=message, refused=result.refused)
+
+    def _without_cells(self, reason: Reason, message: str) -> Result:
+        if self.domain.placement is not None:
+            return self._taken_back(reason, message)
+        return self._left_alone(reason, message)
 
     def _place(self) -> Result:
         if not self.domain.cells:
+            if self.asks_for_cells:
+                return self._with_cells()
             return self._taken_back(Reason.NO_CELLS, Reason.NO_CELLS.sentence)
         domain = self.domain
         replan = self.request.replan and domain.placement is not None
@@ -267,7 +403,7 @@ class _Job:
         if lacking is None:
             why = message or Reason.REQUIRED.sentence
         else:
-            detail = lacking.reason.sentence if lacking.reason else message
+            detail = lacking.reason.sentence if lacking.reason and reason is not Reason.NO_CELLS else message
             why = f"{lacking.source} is not placed: {detail}" if detail else f"{lacking.source} is not placed"
         name = self.domain.name or "DOMAIN"
         hint = f"'pcinuma explain {name}' tells more, 'pcinuma disable {name}' lets it start as it is"

@@ -133,6 +133,25 @@ class Firmware(NamedTuple):
     manager: Manager
 
 
+class GuestCell(NamedTuple):
+    """A guest cell of pcinuma's: the host node to which it is bound, its vCPUs (none of a cell with memory alone), and the host CPUs to
+    which those are pinned."""
+
+    number: int
+    node: int
+    vcpus: Ranges
+    memory_kib: int
+    cpus: Ranges
+
+
+class MadeCells(NamedTuple):
+    """The metadata element ``<cells>``: the cells that pcinuma wrote, the vCPUs that it pinned, and the elements that were not there."""
+
+    cells: tuple[GuestCell, ...]
+    pins: tuple[tuple[int, Ranges], ...]
+    containers: tuple[str, ...]
+
+
 class Domain(NamedTuple):
     """A domain as placement sees it.
 
@@ -142,7 +161,8 @@ class Domain(NamedTuple):
     ``multifunction``: those of the devices' addresses that say so. ``unaddressed``: for how many of the others libvirt will have to find an
     address. ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``commandline_pci``:
     an argument that hands QEMU a PCI device; ``overridden``: sources of devices whose bus or address ``<qemu:override>`` sets.
-    ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing.
+    ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing. ``asks_for_cells``: None
+    where the owner says nothing. ``made_cells``: what pcinuma wrote, whatever became of it.
     """
 
     name: str
@@ -169,6 +189,8 @@ class Domain(NamedTuple):
     firmware: Optional[Firmware]
     problem: Optional[str]
     warnings: tuple[str, ...]
+    asks_for_cells: Optional[bool] = None
+    made_cells: Optional[MadeCells] = None
 
     def addresses(self) -> list[PciAddress]:
         """Every guest address that something has."""

@@ -10,8 +10,10 @@ from typing import NamedTuple, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.errors import PcinumaError
-from pcinuma.model import Controller, Placement
+from pcinuma.model import Controller, GuestCell, Placement
+from pcinuma.ranges import Ranges
 from pcinuma.reason import Reason
+from pcinuma.settings import MemoryMode
 
 
 class Target(NamedTuple):
@@ -73,3 +75,17 @@ class Plan(NamedTuple):
 
 class NoRoom(PcinumaError):
     """A layout that does not fit: bus numbers, slots or controller indexes."""
+
+
+class Proposal(NamedTuple):
+    """The NUMA cells that a guest without any would get. ``distances``: a row for each cell; none where the host does not tell them as
+    libvirt takes them. ``pins``: (vCPU, host CPUs) for the vCPUs that have no pin of their own."""
+
+    cells: tuple[GuestCell, ...]
+    mode: MemoryMode
+    distances: tuple[tuple[int, ...], ...]
+    pins: tuple[tuple[int, Ranges], ...]
+
+
+class NoProposal(PcinumaError):
+    """There are no cells that could be given to this guest."""

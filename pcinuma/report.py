@@ -9,9 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Optional, Sequence
 
-from pcinuma.model import BACKED, AttachedAs, Domain, Form
+from pcinuma.model import BACKED, AttachedAs, Domain, Form, MadeCells
 from pcinuma.placement.layout import Layout
 from pcinuma.plan import Plan
+from pcinuma.ranges import format_ranges
 from pcinuma.reason import Outcome, Reason
 from pcinuma.resolve import Resolution
 from pcinuma.settings import GroupBy
@@ -40,12 +41,22 @@ class DeviceReport(NamedTuple):
         return {**self._asdict(), "reason": self.reason.value if self.reason else None}
 
 
+class CellReport(NamedTuple):
+    """One guest cell that pcinuma wrote, or would; the fields are those of the frozen format."""
+
+    cell: int
+    host_node: int
+    vcpus: str
+    memory_kib: int
+    cpus: str
+
+
 @dataclass(frozen=True)
 class Result:
     """What the engine made of a domain.
 
     ``xml``: the XML to start (the input's own bytes unless something changed). ``refused``: policy ``required`` is not met.
-    ``warnings``: whole sentences for the log.
+    ``warnings``: whole sentences for the log. ``cells``: pcinuma's in ``xml``, None where the guest has none or its owner's.
     """
 
     outcome: Outcome
@@ -56,6 +67,7 @@ class Result:
     xml: bytes
     refused: bool = False
     warnings: tuple[str, ...] = ()
+    cells: Optional[tuple[CellReport, ...]] = None
 
     def report(self) -> dict[str, Any]:
         """Plain data in the frozen format."""
@@ -64,8 +76,16 @@ class Result:
             "reason": self.reason.value if self.reason else None,
             "message": self.message,
             "group_by": self.group_by.value if self.group_by else None,
+            "cells": None if self.cells is None else [cell._asdict() for cell in self.cells],
             "devices": [device.as_json() for device in self.devices],
         }
+
+
+def cell_reports(made: MadeCells) -> tuple[CellReport, ...]:
+    """A report on the cells that pcinuma wrote."""
+    return tuple(
+        [CellReport(c.number, c.node, format_ranges(c.vcpus), c.memory_kib, format_ranges(c.cpus)) for c in made.cells]
+    )
 
 
 def device_reports(

@@ -8,7 +8,6 @@ trouble, so that a report is whole; a device that cannot be read makes the whole
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Mapping, NamedTuple, Optional
 
 from pcinuma.address import PciAddress
@@ -49,24 +48,36 @@ class Resolution(NamedTuple):
 
 
 def resolve(
-    domain: Domain, root: Path, pools: Mapping[str, tuple[PciAddress, ...]], unaligned: Unaligned, switches: bool
+    domain: Domain,
+    reader: HostReader,
+    pools: Mapping[str, tuple[PciAddress, ...]],
+    unaligned: Unaligned,
+    switches: bool,
+    earlier: Optional[Resolution] = None,
 ) -> Resolution:
     """Look up every device of ``domain`` that the guest gets as PCI device and that its owner does not keep.
 
-    ``switches``: whether chains of switches are wanted.
+    ``switches``: whether chains of switches are wanted. ``earlier``: of the same devices, before the guest got other cells.
     """
-    return _Resolver(domain, root, pools, unaligned, switches).run()
+    return _Resolver(domain, reader, pools, unaligned, switches, earlier).run()
 
 
 class _Resolver:
     def __init__(
-        self, domain: Domain, root: Path, pools: Mapping[str, tuple[PciAddress, ...]], unaligned: Unaligned, switches: bool
+        self,
+        domain: Domain,
+        reader: HostReader,
+        pools: Mapping[str, tuple[PciAddress, ...]],
+        unaligned: Unaligned,
+        switches: bool,
+        earlier: Optional[Resolution],
     ) -> None:
         self.domain = domain
         self.pools = pools
         self.unaligned = unaligned
         self.switches = switches
-        self.reader = HostReader(root)
+        self.earlier = earlier
+        self.reader = reader
         nodes = self.reader.nodes
         self.facts = NodeFacts(nodes.cpus, nodes.distance, nodes.online)
         self.resolved: dict[str, Resolved] = {}
@@ -100,6 +111,8 @@ class _Resolver:
         firmware = self.domain.firmware
         if firmware is None:
             return None
+        if self.earlier is not None:
+            return self.earlier.aperture
         bars, io = {}, set()
         for device in self.domain.devices:
             if device.attached_as is AttachedAs.PCI and device.source in self.hosts and device.form in _WITH_BARS:

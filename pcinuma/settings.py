@@ -10,6 +10,7 @@ later value winning, all below the same root directory as the host's ``sys/`` (s
     spare-ports = 0             ; free hot-pluggable ports kept on every expander
     unaligned = root            ; root | nearest
     near-backing = off          ; off | on
+    cells = off                 ; off | auto: NUMA cells for guests that have none
 
     [daemon]
     adopt = new                 ; new: domains defined after the first start | none: only enabled ones
@@ -55,11 +56,23 @@ class Unaligned(enum.Enum):
     NEAREST = "nearest"
 
 
+class MemoryMode(enum.Enum):
+    """How strictly the memory of a guest cell is bound to its host node; the words of libvirt's ``<memnode mode>``."""
+
+    STRICT = "strict"
+    PREFERRED = "preferred"
+    RESTRICTIVE = "restrictive"
+
+
 class Adopt(enum.Enum):
     """Which domains the daemon places without being told to."""
 
     NEW = "new"
     NONE = "none"
+
+
+CELLS: Mapping[str, bool] = {"off": False, "auto": True}
+"""What the word for cells says, wherever it stands: whether guests without cells are given some."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +84,7 @@ class Settings:
     spare_ports: int = 0
     unaligned: Unaligned = Unaligned.ROOT
     near_backing: bool = False
+    cells: bool = False
     adopt: Adopt = Adopt.NEW
     libvirt_uri: str = "qemu:///system"
     proxy_timeout: float = 2.0
@@ -80,6 +94,12 @@ def _switch(text: str) -> bool:
     if text not in ("on", "off"):
         raise ValueError
     return text == "on"
+
+
+def _cells(text: str) -> bool:
+    if text not in CELLS:
+        raise ValueError
+    return CELLS[text]
 
 
 def _count(text: str) -> int:
@@ -108,6 +128,7 @@ _KEYS: Mapping[tuple[str, str], tuple[str, Callable[[str], Any], str]] = {
     ("placement", "spare-ports"): ("spare_ports", _count, "a number from 0 to 16"),
     ("placement", "unaligned"): ("unaligned", Unaligned, "root or nearest"),
     ("placement", "near-backing"): ("near_backing", _switch, "on or off"),
+    ("placement", "cells"): ("cells", _cells, "off or auto"),
     ("daemon", "adopt"): ("adopt", Adopt, "new or none"),
     ("daemon", "libvirt-uri"): ("libvirt_uri", _uri, "a libvirt URI such as qemu:///system"),
     ("proxy", "timeout"): ("proxy_timeout", _seconds, "seconds, above 0 and at most 60"),

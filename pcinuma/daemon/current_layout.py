@@ -17,6 +17,7 @@ from pcinuma.domain.xml import Document
 from pcinuma.engine import Result
 from pcinuma.model import BACKED, Domain
 from pcinuma.reason import Outcome, Reason
+from pcinuma.report import cell_reports
 
 _BACKED = tuple(form.value for form in BACKED)
 
@@ -31,6 +32,7 @@ def with_current_layout(domain: Domain, xml: bytes, wanted: Result) -> Result:
     """``wanted`` with the devices and the XML as they are."""
     if wanted.xml == xml:
         return wanted
+    cells = None if domain.made_cells is None else cell_reports(domain.made_cells)
     after = parse_domain(wanted.xml)
     addresses = {device.source: device.address for device in domain.devices}
     if any(device.form in _BACKED and device.source not in addresses for device in wanted.devices):
@@ -41,7 +43,7 @@ def with_current_layout(domain: Domain, xml: bytes, wanted: Result) -> Result:
         address = addresses.get(device.source)
         in_place = device.placed and address == targets.get(device.source) and same_controllers_above(domain, after, address)
         devices.append(device._replace(placed=in_place, guest_address=str(address) if address else None))
-    return replace(wanted, devices=tuple(devices), xml=xml)
+    return replace(wanted, devices=tuple(devices), xml=xml, cells=cells)
 
 
 def all_in_place(wanted: Result, current: Result) -> bool:

@@ -19,6 +19,7 @@ from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.engine import Request
 from pcinuma.errors import UnusableInput
+from pcinuma.host.place import HostReader
 from pcinuma.model import AttachedAs, Domain
 from pcinuma.placement.layout import Layout
 from pcinuma.plan import Target
@@ -55,7 +56,7 @@ def assign_address(live: bytes, device_xml: str, request: Request) -> AddressedD
     if new[0].attached_as is not AttachedAs.PCI or new[0].address is not None:
         return AddressedDevice(device_xml, False, "the device has its address already")
     switches = before.placement.group_by is GroupBy.SWITCH
-    resolution = resolve(domain, request.root, request.pools, request.settings.unaligned, switches)
+    resolution = resolve(domain, HostReader(request.root), request.pools, request.settings.unaligned, switches)
     its_own = resolution.resolved[new[0].source]
     if its_own.target is None:
         return AddressedDevice(device_xml, False, f"{new[0].source}: {its_own.reason.sentence}" if its_own.reason else None)

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinuma's metadata element, ``{urn:pcinuma:domain:1}pcinuma`` (a frozen format).
 
-The owner writes ``policy``, ``group-by`` and ``<keep device="…"/>``; pcinuma alone writes ``<placement>``. Children are accepted with the
-namespace and without, since ``<keep>`` below a prefixed element is easily written so. Where ``<metadata>`` or pcinuma's element was there
-and empty, ``<placement>`` says so by ``empty="metadata"`` or ``empty="pcinuma"``, so that taking it out leaves what was there.
+The owner writes ``policy``, ``group-by``, ``cells`` and ``<keep device="…"/>``; pcinuma alone writes ``<placement>`` and ``<cells>``.
+Children are accepted with the namespace and without, since ``<keep>`` below a prefixed element is easily written so. Where ``<metadata>``
+or pcinuma's element was there and empty, the first of pcinuma's children says so by ``empty="metadata"`` or ``empty="pcinuma"``, so that
+taking them out leaves what was there.
+
+``<cells>`` has a ``<cell id node cpus memory pinned/>`` for each cell that pcinuma wrote (vCPUs, KiB, host CPUs), a ``<vcpupin vcpu
+cpuset/>`` for each vCPU that it pinned, and in ``made`` the names of the elements that were not there.
 """
 
 from __future__ import annotations
@@ -17,12 +21,13 @@ from pcinuma.domain.address import attributes_of, number, original_attributes
 from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.xml import Document, append, attribute, child, insert_after, insert_first, remove, space_before
 from pcinuma.errors import DomainError
-from pcinuma.model import Original, Placement
-from pcinuma.settings import GroupBy, Policy
+from pcinuma.model import GuestCell, MadeCells, Original, Placement
+from pcinuma.ranges import Ranges, format_ranges, parse_spans
+from pcinuma.settings import CELLS, GroupBy, Policy
 
 NAMESPACE = "urn:pcinuma:domain:1"
 _ELEMENT = f"{{{NAMESPACE}}}pcinuma"
-_NAMES = {f"{{{NAMESPACE}}}{name}": name for name in ("keep", "placement", "controller", "device")}
+_NAMES = {f"{{{NAMESPACE}}}{name}": name for name in ("keep", "placement", "controller", "device", "cells", "cell", "vcpupin")}
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 
 
@@ -33,6 +38,8 @@ class Metadata(NamedTuple):
     group_by: Optional[GroupBy]
     keep: frozenset[str]
     placement: Optional[Placement]
+    asks_for_cells: Optional[bool] = None
+    cells: Optional[MadeCells] = None
 
 
 NOTHING = Metadata(None, None, frozenset(), None)
@@ -48,7 +55,7 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
     element = find(metadata)
     if element is None:
         return NOTHING
-    policy, group_by = element.get("policy"), element.get("group-by")
+    policy, group_by, cells = element.get("policy"), element.get("group-by"), element.get("cells")
     children = _by_name(element)
     keep = frozenset([keep.get("device", "") for keep in children.get("keep", ())])
     placement = children["placement"][0] if "placement" in children else None
@@ -57,26 +64,18 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
         None if group_by is None else _group_by(group_by),
         keep,
         None if placement is None else _placement(placement),
+        None if cells is None else _asks_for_cells(cells),
+        _made_cells(children["cells"][0]) if "cells" in children else None,
     )
 
 
 def write_placement(document: Document, placement: Optional[Placement]) -> None:
     """Put ``placement`` in the place of the old one; None takes it out, and with it whatever it leaves empty and was not there before."""
-    there, was_empty = child(document.root, "metadata"), None
+    there = child(document.root, "metadata")
     element = find(there)
-    if element is not None:
-        if not len(element) and not element.attrib:
-            was_empty = "pcinuma"
-        for old in _by_name(element).get("placement", ()):
-            was_empty = {"metadata": "metadata", "pcinuma": "pcinuma"}.get(old.get("empty", ""))
-            remove(old)
+    was_empty = _taken_out(element, "placement")
     if placement is None:
-        if element is not None and not len(element) and not element.attrib and was_empty != "pcinuma":
-            parent = element.getparent()
-            assert parent is not None
-            remove(element)
-            if was_empty != "metadata" and _is_blank(parent):
-                remove(parent)
+        _tidy(element, was_empty)
         return
     if element is None:
         was_empty = "metadata" if there is not None and _is_blank(there) else None
@@ -85,6 +84,64 @@ def write_placement(document: Document, placement: Optional[Placement]) -> None:
     append(element, slot)
     prefix = f"{element.prefix}:" if element.prefix else ""
     document.fill(slot, _placement_text(placement, prefix, space_before(slot), was_empty))
+
+
+def write_cells(document: Document, cells: Optional[MadeCells]) -> None:
+    """Put the record ``cells`` in the place of the old one; None takes it out, as :func:`write_placement` does."""
+    there = child(document.root, "metadata")
+    element = find(there)
+    was_empty = _taken_out(element, "cells")
+    if cells is None:
+        _tidy(element, was_empty)
+        return
+    if element is None:
+        was_empty = "metadata" if there is not None and _is_blank(there) else None
+        element = _create(document.root, there)
+    slot = document.slot()
+    append(element, slot)
+    prefix = f"{element.prefix}:" if element.prefix else ""
+    document.fill(slot, _cells_text(cells, prefix, space_before(slot), was_empty))
+
+
+def _cells_text(cells: MadeCells, prefix: str, before: str, was_empty: Optional[str]) -> str:
+    deeper = before + "  " if before else ""
+    spelled = {cpus: format_ranges(cpus) for cpus in {cpus for _, cpus in cells.pins}}
+    text = f"<{prefix}cells"
+    text += f" made='{' '.join(cells.containers)}'" if cells.containers else ""
+    text += f" empty='{was_empty}'>" if was_empty else ">"
+    for cell in cells.cells:
+        of_vcpus = f" cpus='{format_ranges(cell.vcpus)}' pinned='{format_ranges(cell.cpus)}'" if cell.vcpus else ""
+        text += f"{deeper}<{prefix}cell id='{cell.number}' node='{cell.node}' memory='{cell.memory_kib}'{of_vcpus}/>"
+    text += "".join([f"{deeper}<{prefix}vcpupin vcpu='{vcpu}' cpuset='{spelled[cpus]}'/>" for vcpu, cpus in cells.pins])
+    return f"{text}{before}</{prefix}cells>"
+
+
+def _taken_out(element: Optional[etree._Element], name: str) -> Optional[str]:
+    """Take pcinuma's child ``name`` out; return what was empty before pcinuma wrote anything, as far as that child says it."""
+    if element is None:
+        return None
+    was_empty = "pcinuma" if not len(element) and not element.attrib else None
+    for old in _by_name(element).get(name, ()):
+        was_empty = {"metadata": "metadata", "pcinuma": "pcinuma"}.get(old.get("empty", ""))
+        remove(old)
+    return was_empty
+
+
+def _tidy(element: Optional[etree._Element], was_empty: Optional[str]) -> None:
+    """Take out what is empty now and was not before; where another child of pcinuma's is left, that says so from now on."""
+    if element is None:
+        return
+    if was_empty is not None:
+        children = _by_name(element)
+        for left in [*children.get("placement", ()), *children.get("cells", ())][:1]:
+            left.set("empty", was_empty)
+    if len(element) or element.attrib or was_empty == "pcinuma":
+        return
+    parent = element.getparent()
+    assert parent is not None
+    remove(element)
+    if was_empty != "metadata" and _is_blank(parent):
+        remove(parent)
 
 
 def original_address(entry: Original) -> Optional[PciAddress]:
@@ -187,3 +244,41 @@ def _group_by(text: str) -> GroupBy:
         return GroupBy(text)
     except ValueError:
         raise DomainError(f"group-by {text!r} is none of root-complex, switch, node", subject="pcinuma's metadata") from None
+
+
+def _asks_for_cells(text: str) -> bool:
+    if text not in CELLS:
+        raise DomainError(f"cells {text!r} is neither auto nor off", subject="pcinuma's metadata")
+    return CELLS[text]
+
+
+def _made_cells(element: etree._Element) -> MadeCells:
+    """The record; an empty one where what it says means nothing, so that nothing is pcinuma's."""
+    children = _by_name(element)
+    cells = [_made_cell(dict(attributes_of(cell))) for cell in children.get("cell", ())]
+    pins = [_made_pin(dict(attributes_of(pin))) for pin in children.get("vcpupin", ())]
+    whole = [cell for cell in cells if cell is not None], [pin for pin in pins if pin is not None]
+    if not cells or (len(whole[0]), len(whole[1])) != (len(cells), len(pins)):
+        return MadeCells((), (), ())
+    return MadeCells(tuple(whole[0]), tuple(whole[1]), tuple(element.get("made", "").split()))
+
+
+def _made_cell(says: dict[str, str]) -> Optional[GuestCell]:
+    numbers = [_plain(says.get(name)) for name in ("id", "node", "memory")]
+    vcpus, cpus = _list(says.get("cpus")), _list(says.get("pinned"))
+    if numbers[0] is None or numbers[1] is None or numbers[2] is None or vcpus is None or cpus is None:
+        return None
+    return GuestCell(numbers[0], numbers[1], vcpus, numbers[2], cpus)
+
+
+def _made_pin(says: dict[str, str]) -> Optional[tuple[int, Ranges]]:
+    vcpu, cpus = _plain(says.get("vcpu")), _list(says.get("cpuset"))
+    return None if vcpu is None or not cpus else (vcpu, cpus)
+
+
+def _plain(text: Optional[str]) -> Optional[int]:
+    return int(text) if text is not None and text.isascii() and text.isdigit() and len(text) < 20 else None
+
+
+def _list(text: Optional[str]) -> Optional[Ranges]:
+    return parse_spans(text or "")

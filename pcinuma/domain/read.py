@@ -8,7 +8,6 @@ list every device. Numbers and lists are read as libvirt reads them.
 from __future__ import annotations
 
 import re
-from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from typing import Mapping, NamedTuple, Optional
 
@@ -16,9 +15,10 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
-from pcinuma.domain.address import attributes_of, number, read_location, shortened
+from pcinuma.domain.address import attributes_of, number, read_location
 from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.commandline import NAMESPACE, NOTHING, CommandlineDevices, aliases_of, overridden_addresses, read_commandline
+from pcinuma.domain.numa import read_numa
 from pcinuma.domain.ownership import as_made
 from pcinuma.domain.passthrough import Named, read_passthrough
 from pcinuma.domain.remembered import Attributes, remembered
@@ -26,7 +26,6 @@ from pcinuma.domain.slots import implied_devices, wants_slot
 from pcinuma.domain.xml import Document, Parts, child, parts_of
 from pcinuma.errors import DomainError
 from pcinuma.model import AttachedAs, Controller, Domain, MachineKind, Passthrough
-from pcinuma.ranges import HIGHEST, Ranges, parse_spans
 from pcinuma.settings import Policy
 
 _PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
@@ -89,7 +88,6 @@ class _Reader:
         self.near_backing = near_backing
         self.recorded: frozenset[str] = frozenset()
         self.problem: Optional[str] = None
-        self.warnings: list[str] = []
         self.controllers: dict[int, Controller] = {}
         self.controller_elements: dict[int, etree._Element] = {}
         self.devices: list[Passthrough] = []
@@ -117,7 +115,8 @@ class _Reader:
         devices = self.top.get("devices")
         if devices is not None:
             self._devices(devices, machine, pools)
-        cells = self._cells()
+        numa = read_numa(self.top)
+        self.problem = self.problem or numa.problem
         placement = None if own.placement is None else as_made(own.placement, self.controllers, machine)
         from_commandline = self._commandline(placement.controllers if placement is not None else ())
         overridden, elsewhere = self._overridden(pools)
@@ -127,10 +126,10 @@ class _Reader:
             machine=machine,
             machine_name=machine_name,
             without_acpi=self._without_acpi(),
-            cells=cells,
-            memnodes=self._memnodes(cells),
-            memory=self._memory(),
-            pins=self._pins(cells),
+            cells=numa.cells,
+            memnodes=numa.memnodes,
+            memory=numa.memory,
+            pins=numa.pins,
             controllers=self.controllers,
             devices=tuple(self.devices),
             others=(*self.others, *from_commandline.occupied, *elsewhere),
@@ -145,7 +144,9 @@ class _Reader:
             root_iommu=self.root_iommu,
             firmware=read_firmware(self.root, self.top.get("os"), self.system),
             problem=self.problem,
-            warnings=(*self.warnings, *self._kept_in_vain(own.keep)),
+            warnings=(*numa.warnings, *self._kept_in_vain(own.keep)),
+            asks_for_cells=own.asks_for_cells,
+            made_cells=own.cells,
         )
         return domain, Elements(self.device_elements, self.address_elements, self.controller_elements, self.others)
 
@@ -277,80 +278,6 @@ class _Reader:
         acpi = child(features, "acpi") if features is not None else None
         return acpi is None or acpi.get("state", "on") == "off"
 
-    def _cells(self) -> dict[int, Ranges]:
-        cells: dict[int, Ranges] = {}
-        for position, element in enumerate(self._under("cpu", "numa", "cell")):
-            try:
-                cell = position if element.get("id") is None else number(element.get("id"), "<cell>: id")
-                if cell in cells:
-                    raise DomainError("appears twice", subject=f"guest cell {cell}")
-                cells[cell] = _set(element.get("cpus", ""), f"guest cell {cell}: cpus")
-            except DomainError as error:
-                self._trouble(error)
-        return cells
-
-    def _memnodes(self, cells: Mapping[int, Ranges]) -> tuple[tuple[int, Ranges], ...]:
-        nodes: list[tuple[int, Ranges]] = []
-        for element in self._under("numatune", "memnode"):
-            try:
-                cell = number(element.get("cellid"), "<memnode>: cellid")
-                nodeset = _set(element.get("nodeset", ""), f"<memnode cellid='{cell}'>: nodeset")
-            except DomainError as error:
-                self._trouble(error)
-                continue
-            if cell in cells:
-                nodes.append((cell, nodeset))
-            else:
-                self.warnings.append(f"<memnode cellid='{cell}'> is for no guest cell")
-        return tuple(nodes)
-
-    def _memory(self) -> Optional[Ranges]:
-        """The nodeset of ``<numatune><memory>``. Placement ``auto`` is numad's, which nobody knows before the start."""
-        memory = next(self._under("numatune", "memory"), None)
-        if memory is None or memory.get("placement") == "auto" or "nodeset" not in memory.attrib:
-            return None
-        return self._checked(memory.get("nodeset", ""), "<numatune><memory>: nodeset")
-
-    def _pins(self, cells: Mapping[int, Ranges]) -> tuple[tuple[int, Ranges], ...]:
-        """By ``<vcpupin>``, and for the vCPUs that have none by ``<vcpu cpuset>``."""
-        if not cells:
-            return ()
-        spans = sorted([(span, cell) for cell, vcpus in cells.items() for span in vcpus.spans])
-        for ((_, last), cell), ((first, _), other) in zip(spans, spans[1:]):
-            if first <= last:
-                self._trouble(DomainError(f"shares vCPU {first} with guest cell {cell}", subject=f"guest cell {other}"))
-                return ()
-        unpinned = {cell: len(vcpus) for cell, vcpus in cells.items()}
-        pins: list[tuple[int, Ranges]] = []
-        seen: set[int] = set()
-        for element in self._under("cputune", "vcpupin"):
-            try:
-                vcpu = number(element.get("vcpu"), "<vcpupin>: vcpu")
-                cpus = _set(element.get("cpuset", ""), f"<vcpupin vcpu='{vcpu}'>: cpuset")
-            except DomainError as error:
-                self._trouble(error)
-                continue
-            at = bisect_right(spans, ((vcpu, HIGHEST + 1), 0)) - 1
-            if at < 0 or vcpu > spans[at][0][1]:
-                self.warnings.append(f"<vcpupin vcpu='{vcpu}'>: this vCPU is in no guest cell")
-                continue
-            cell = spans[at][1]
-            pins.append((cell, cpus))
-            unpinned[cell] -= vcpu not in seen
-            seen.add(vcpu)
-        vcpu_element = self.top.get("vcpu")
-        if vcpu_element is not None and vcpu_element.get("placement") != "auto" and vcpu_element.get("cpuset") is not None:
-            cpuset = self._checked(vcpu_element.get("cpuset", ""), "<vcpu>: cpuset")
-            pins += [(cell, cpuset) for cell, count in unpinned.items() if count and cpuset]
-        return tuple(pins)
-
-    def _checked(self, text: str, what: str) -> Optional[Ranges]:
-        try:
-            return _set(text, what)
-        except DomainError as error:
-            self._trouble(error)
-            return None
-
     def _commandline(self, ours: Sequence[int]) -> CommandlineDevices:
         arguments = [argument.get("value", "") for argument in self._under(f"{NAMESPACE}commandline", f"{NAMESPACE}arg")]
         if not arguments:
@@ -381,13 +308,6 @@ class _Reader:
             if slot_function is not None and bus is not None and (bus == 0 or bus in self.controllers):
                 occupied.append(PciAddress(0, bus, *slot_function))
         return frozenset(found), occupied
-
-
-def _set(text: str, what: str) -> Ranges:
-    numbers = parse_spans(text)
-    if numbers is None:
-        raise DomainError(f"{shortened(text)} is no list of numbers", subject=what)
-    return numbers
 
 
 def _read_target(target: Attributes, controller: int) -> _Target:

@@ -8,40 +8,13 @@ judge of ``tests/hosts`` and this meaning are checked first).
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Callable, Optional, Union
-
 from pcinuma.settings import Unaligned
+from tests.golden.case import FOLDER, Case
+from tests.golden.cells import CELL_CASES
 from tests.hosts.build import Host
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.edits import with_device, with_nic_on, without_device
 from tests.hosts.machines import MACHINES, MDEV, MDEV_REMOTE, crowd, switches
-
-FOLDER = Path(__file__).parent
-
-
-@dataclass(frozen=True)
-class Case:
-    """One case. ``domain`` is bytes, or a function from the output of the case ``after``; ``devices``: source -> cell or reason."""
-
-    name: str
-    machine: Union[str, Callable[[], Host]]
-    domain: Union[bytes, Callable[[bytes], bytes]]
-    devices: dict[str, Union[int, str, None]] = field(default_factory=dict)
-    outcome: str = "placed"
-    reason: Optional[str] = None
-    expanders: Optional[int] = None
-    switches: int = 0
-    group_by: Optional[str] = None
-    grouping: Optional[str] = None
-    policy: Optional[str] = None
-    after: Optional[str] = None
-    stored: bool = True
-    settings: dict[str, object] = field(default_factory=dict)
-
-    def host(self) -> Host:
-        return MACHINES[self.machine]() if isinstance(self.machine, str) else self.machine()
 
 
 def _gpus(domain: Domain) -> Domain:
@@ -274,5 +247,7 @@ CASES = [
          grouping="node", stored=False),
     Case("no-room", lambda: crowd(230, 1, 1), _crowd(230).formatted(), {f"0000:{n + 1:02x}:00.0": None for n in range(230)}, "fallback",
          "no-room", stored=False),
+    *CELL_CASES,
 ]  # fmt: skip
 BY_NAME = {case.name: case for case in CASES}
+__all__ = ["BY_NAME", "CASES", "FOLDER", "Case"]

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from pcinuma.engine import Request, Result, place, revert
+from pcinuma.engine import Result, place, revert
 from pcinuma.reason import Outcome
-from pcinuma.settings import GroupBy, Policy, Settings
 from tests.golden.cases import BY_NAME, CASES, FOLDER, Case
 from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
@@ -32,18 +31,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Any:
         case = BY_NAME[name]
         root = case.host().write(tmp_path_factory.mktemp(name))
         given = case.domain if isinstance(case.domain, bytes) else case.domain(placed(case.after or "")[2].xml)
-        return case, given, place(given, _request(case, root)), root
+        return case, given, place(given, case.request(root)), root
 
     return placed
-
-
-def _request(case: Case, root: Path) -> Request:
-    return Request(
-        root=root,
-        group_by=GroupBy(case.group_by) if case.group_by else None,
-        policy=Policy(case.policy) if case.policy else None,
-        settings=Settings(**case.settings),  # type: ignore[arg-type]
-    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -60,6 +50,9 @@ def test_means_what_the_design_says(name: str, run: Any) -> None:
     if case.outcome == "placed":
         assert mine.count("pcie-switch-upstream-port") == case.switches
         assert report["group_by"] == (case.grouping or case.group_by or "root-complex")
+    cells = report["cells"] and [(c["host_node"], c["vcpus"], c["memory_kib"] / 1024, c["cpus"]) for c in report["cells"]]
+    assert cells == case.proposed
+    assert case.says is None or case.says in (report["message"] or "")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -85,7 +78,7 @@ def test_gives_the_golden_files(name: str, run: Any, request: pytest.FixtureRequ
 @pytest.mark.parametrize("name", NAMES)
 def test_placing_the_placed_domain_changes_nothing(name: str, run: Any) -> None:
     case, _given, result, root = run(name)
-    again = place(result.xml, _request(case, root))
+    again = place(result.xml, case.request(root))
     assert again.xml == result.xml
     if result.outcome is Outcome.PLACED:
         assert again.outcome is Outcome.UNCHANGED
@@ -134,7 +127,7 @@ def test_the_real_libvirt_accepts_every_output_and_keeps_its_addresses(run: Any)
         for device in passed(formatted):
             if told[device.source]["placed"] and str(device.at) != told[device.source]["guest_address"]:
                 wrong.append(f"{name}: {device.source} was at {told[device.source]['guest_address']}, libvirt has {device.at}")
-        again = place(formatted, _request(case, root))
+        again = place(formatted, case.request(root))
         if (again.outcome.value, again.xml) != ("unchanged", formatted):
             wrong.append(f"{name}: what libvirt keeps of it is not settled: {again.outcome.value} {again.reason}")
     assert not wrong, "\n" + "\n".join(wrong)

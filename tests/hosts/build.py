@@ -218,6 +218,7 @@ class Node:
     cpus: str
     distance: Optional[list[int]]
     memory_kib: int
+    hugepages: dict[int, int] = field(default_factory=dict)
 
 
 class Host:
@@ -228,15 +229,30 @@ class Host:
         self.roots: list[RootComplex] = []
         self.functions: dict[str, Function] = {}
         self.online: Optional[str] = None
+        self.offline_cpus: set[int] = set()
+        self.hugepage_kib: Optional[int] = None
         self.virtual_blocks: dict[str, list[str]] = {}
         self.virtual_nets: dict[str, list[str]] = {}
         self.subsystems: dict[str, list[str]] = {}
         self.dev_links: dict[str, str] = {}
         self.iommu_type: Optional[str] = "DMA-FQ"
 
-    def node(self, number: int, cpus: str = "", distance: Optional[list[int]] = None, memory_kib: int = 64 << 20) -> Host:
-        """A NUMA node with its CPUs ("" for none) and its distances to all nodes in order of number (default: 10 and 21)."""
-        self.nodes[number] = Node(number, cpus, distance, memory_kib)
+    def node(
+        self,
+        number: int,
+        cpus: str = "",
+        distance: Optional[list[int]] = None,
+        memory_kib: int = 64 << 20,
+        hugepages: Optional[dict[int, int]] = None,
+    ) -> Host:
+        """A NUMA node with its CPUs ("" for none), its distances to all nodes in order of number (default: 10 and 21), and its hugepages
+        (size in KiB -> pages)."""
+        self.nodes[number] = Node(number, cpus, distance, memory_kib, hugepages or {})
+        return self
+
+    def without_cpus(self, cpus: str) -> Host:
+        """CPUs that are offline."""
+        self.offline_cpus |= cpu_set(cpus)
         return self
 
     def rc(self, name: str, node: Odd = -1, below: str = "") -> RootComplex:

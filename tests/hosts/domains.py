@@ -86,6 +86,7 @@ class Domain:
     namespace: str = ""
     arch: Optional[str] = None
     acpi: bool = True
+    texts: dict[str, str] = field(default_factory=dict)
 
     # The guest's NUMA.
 
@@ -100,6 +101,11 @@ class Domain:
 
     def vcpupin(self, vcpu: int, cpuset: str) -> Domain:
         self.pins.append((vcpu, cpuset))
+        return self
+
+    def says(self, **texts: str) -> Domain:
+        """Whole elements as they are to stand there, by their names: ``vcpu="<vcpu>4</vcpu>"``."""
+        self.texts.update(texts)
         return self
 
     # Devices.
@@ -171,6 +177,11 @@ class Domain:
             f"      <model type='{model}'/>"
         )
         return self._device(Device("direct-interface", head, "</interface>", address, order=1))
+
+    def device_text(self, text: str) -> Domain:
+        """A device that has no PCI address, as it is to stand there."""
+        self.controllers.append(f"    {text}\n")
+        return self
 
     def controller(self, index: int, model: str, target: str = "", address: Optional[str] = None, multifunction: bool = False) -> Domain:
         """A PCI controller that the owner wrote."""
@@ -258,13 +269,13 @@ class Domain:
         machine = f" machine='{self.machine}'" if self.machine else ""
         arch = self.arch or ARCHITECTURES.get(self.machine or "q35", "x86_64")
         text = f"<domain type='qemu'{self.namespace}>\n  <name>{self.name}</name>\n  <uuid>{UUID}</uuid>\n{self._metadata()}"
-        text += f"  <memory unit='MiB'>{512 * max(1, len(self.cell_cpus))}</memory>\n  <vcpu placement='static'>{count}</vcpu>\n"
-        if self.pins:
-            pins = "".join(f"    <vcpupin vcpu='{vcpu}' cpuset='{cpuset}'/>\n" for vcpu, cpuset in self.pins)
-            text += f"  <cputune>\n{pins}  </cputune>\n"
-        if self.memnodes:
-            memnodes = "".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{nodes}'/>\n" for cell, nodes in self.memnodes)
-            text += f"  <numatune>\n{memnodes}  </numatune>\n"
+        memory = f"<memory unit='MiB'>{512 * max(1, len(self.cell_cpus))}</memory>"
+        text += self._line("maxMemory") + self._line("memory", memory) + self._line("currentMemory") + self._line("memoryBacking")
+        text += self._line("vcpu", f"<vcpu placement='static'>{count}</vcpu>") + self._line("vcpus") + self._line("iothreads")
+        pins = "".join(f"    <vcpupin vcpu='{vcpu}' cpuset='{cpuset}'/>\n" for vcpu, cpuset in self.pins)
+        text += self._line("cputune", f"<cputune>\n{pins}  </cputune>" if pins else "")
+        memnodes = "".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{nodes}'/>\n" for cell, nodes in self.memnodes)
+        text += self._line("numatune", f"<numatune>\n{memnodes}  </numatune>" if memnodes else "")
         firmware = " firmware='efi'" if arch == "aarch64" and self.acpi else ""
         text += f"  <os{firmware}>\n    <type arch='{arch}'{machine}>hvm</type>\n  </os>\n"
         features = {"x86_64": "<acpi/><apic/>", "aarch64": "<acpi/>"}.get(arch, "") if self.acpi else ""
@@ -279,8 +290,13 @@ class Domain:
             named = f"  <cpu mode='custom' match='exact'>\n    <model fallback='allow'>{model}</model>\n"
             text += named if model else "  <cpu>\n"
             text += f"    <numa>\n{cells}    </numa>\n  </cpu>\n"
+        text += self._line("cpu")
         extras = EXTRAS if self.extras else ""
         return f"{text}  <devices>\n{devices}{extras}  </devices>\n{self.tail}</domain>\n"
+
+    def _line(self, name: str, usual: str = "") -> str:
+        text = self.texts.get(name, usual)
+        return f"  {text}\n" if text else ""
 
     def _metadata(self) -> str:
         ours = ""

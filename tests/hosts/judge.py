@@ -13,12 +13,13 @@ from typing import AbstractSet, Any, Optional
 from lxml import etree
 
 from tests.hosts.build import Host
+from tests.hosts.cells_judge import cells_faults, cells_of, strip
 from tests.hosts.guest import Guest
 from tests.hosts.passthrough import NS, Passed, cells_for, is_passed, listed, ours, passed, placement
 from tests.hosts.rules import layout_faults, place_faults
 
 DEVICE_KEYS = ["device", "source", "form", "host_node", "guest_cell", "guest_address", "placed", "reason"]
-REPORT_KEYS = ["outcome", "reason", "message", "group_by", "devices"]
+REPORT_KEYS = ["outcome", "reason", "message", "group_by", "cells", "devices"]
 
 
 def judge(before: bytes, after: bytes, host: Host, report: dict[str, Any], *, fresh: bool = True) -> None:
@@ -31,6 +32,7 @@ def faults(before: bytes, after: bytes, host: Host, report: dict[str, Any], *, f
     """What is wrong with ``after`` and ``report``."""
     found = report_faults(before, after, host, report)
     found += ours_only_faults(before, after)
+    found += cells_faults(before, after, host, report)
     if report["outcome"] != "placed" and before != after:
         found.append(f"outcome {report['outcome']} but the output differs from the input")
     if report["outcome"] == "placed" and before == after:
@@ -51,6 +53,7 @@ def faults(before: bytes, after: bytes, host: Host, report: dict[str, Any], *, f
 def report_faults(before: bytes, after: bytes, host: Host, report: dict[str, Any]) -> list[str]:
     """The report's form, and each line of it against host and domain."""
     found = []
+    before = before if cells_of(before) else after
     if list(report) != REPORT_KEYS:
         found.append(f"report has the keys {list(report)}")
     devices = passed(after, host)
@@ -176,6 +179,7 @@ def without_ours(xml: bytes, foreign: AbstractSet[str] = frozenset()) -> str:
     """The domain without our controllers, our metadata and the guest addresses of passthrough devices and ``foreign``; a line per tag."""
     root = etree.fromstring(xml)
     owned = set(ours(xml))
+    strip(root)
     for element in root.find("devices").iterchildren(etree.Element):
         if foreign and _unaddressed(element) in foreign:
             element.remove(element.find("address"))

@@ -25,6 +25,7 @@ from tests.hosts.build import (
     Kind,
     Odd,
     RootComplex,
+    cpu_set,
     list_format,
 )
 
@@ -84,16 +85,23 @@ class Writer:
             ("online", online),
             ("possible", list_format(set(numbers))),
             ("has_cpu", with_cpus),
-            ("has_memory", online),
+            ("has_memory", list_format({n for n in numbers if self.host.nodes[n].memory_kib} & cpu_set(online))),
         ):
             self._file(f"devices/system/node/{name}", text)
         for name in ("online", "present", "possible"):
-            self._file(f"devices/system/cpu/{name}", list_format(self.host.cpus()))
+            cpus = self.host.cpus() - self.host.offline_cpus if name == "online" else self.host.cpus()
+            self._file(f"devices/system/cpu/{name}", list_format(cpus))
+        if self.host.hugepage_kib is not None:
+            os.makedirs(f"{self.sys}/../proc", exist_ok=True)
+            self._file("../proc/meminfo", f"MemTotal:       1 kB\nHugepagesize:   {self.host.hugepage_kib:5} kB\nHugetlb:   0 kB")
         for number in numbers:
             node, folder = self.host.nodes[number], f"devices/system/node/node{number}"
             self._dir(folder)
             distance = node.distance or [10 if other == number else 21 for other in numbers]
-            self._file(f"{folder}/cpulist", node.cpus)
+            self._file(f"{folder}/cpulist", list_format(cpu_set(node.cpus) - self.host.offline_cpus))
+            for size, pages in node.hugepages.items():
+                self._dir(f"{folder}/hugepages/hugepages-{size}kB")
+                self._file(f"{folder}/hugepages/hugepages-{size}kB/nr_hugepages", str(pages))
             self._file(f"{folder}/distance", " ".join(map(str, distance)))
             self._file(
                 f"{folder}/meminfo",

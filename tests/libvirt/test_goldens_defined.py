@@ -13,9 +13,8 @@ import libvirt
 import pytest
 from lxml import etree
 
-from pcinuma.engine import Request, place
+from pcinuma.engine import place
 from pcinuma.reason import Outcome
-from pcinuma.settings import GroupBy, Policy, Settings
 from tests.golden.cases import BY_NAME, CASES, FOLDER
 from tests.libvirt.domains import cells, controllers
 from tests.libvirt.harness import PrivateLibvirt
@@ -74,12 +73,7 @@ def test_libvirt_keeps_it_as_it_is(
     assert cells(kept) == {**dict.fromkeys(cells(kept)), **placed}, "every placed device is where it was, every other one on the root"
 
     case = BY_NAME[name]
-    request = Request(
-        root=case.host().write(tmp_path),
-        group_by=GroupBy(case.group_by) if case.group_by else None,
-        policy=Policy(case.policy) if case.policy else None,
-        settings=Settings(**case.settings),  # type: ignore[arg-type]
-    )
+    request = case.request(case.host().write(tmp_path))
     again = place(kept.encode(), request)
     assert (again.outcome, again.xml.decode()) == (Outcome.UNCHANGED, kept)
 
