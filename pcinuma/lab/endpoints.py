@@ -74,10 +74,14 @@ def kinds_of(layout: Layout, root: Path) -> dict[str, Endpoint]:
     return kinds
 
 
-def hardware(layout: Layout, kinds: Mapping[str, Endpoint], *, gpu_bar_mib: int = 16) -> list[str]:
-    """QEMU's arguments for the machine, its cells, controllers and devices. ``gpu_bar_mib``: the size of a GPU's big BAR."""
+def hardware(
+    layout: Layout, kinds: Mapping[str, Endpoint], *, gpu_bar_mib: int = 16, numa: Optional[Sequence[str]] = None
+) -> list[str]:
+    """QEMU's arguments for the machine, its cells, controllers and devices. ``gpu_bar_mib``: the size of a GPU's big BAR. ``numa``: those
+    for processors, memory and cells; by default the least that a guest with those cells can do with."""
     machine = _machine(layout.machine)
-    argv = ["-accel", GUEST_TCG, *_OPTIONS[machine], *_cells(layout.cells, 256 if machine == "pseries" else 1)]
+    argv = ["-accel", GUEST_TCG, *_OPTIONS[machine]]
+    argv += _cells(layout.cells, 256 if machine == "pseries" else 1) if numa is None else numa
     for controller in _parents_first(layout):
         argv += ["-device", _bridge(controller, machine)]
     for number, device in enumerate(layout.devices):

@@ -9,7 +9,7 @@ expander's ``busNr`` says (and 0 for the main root), so a path is the same thing
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple, Optional
 
@@ -62,10 +62,13 @@ class SeenDevice:
 
 @dataclass(frozen=True)
 class SeenTree:
-    """A kernel's view: its devices in the order of their addresses, and the CPUs of each online node."""
+    """A kernel's view: its devices in the order of their addresses, and of each online node its CPUs; of a guest's also the memory in KiB
+    that the kernel has there, and the distances to all nodes."""
 
     devices: tuple[SeenDevice, ...]
     nodes: dict[int, frozenset[int]]
+    memory_kib: dict[int, int] = field(default_factory=dict)
+    distances: dict[int, tuple[int, ...]] = field(default_factory=dict)
 
     def at(self, path: PciPath) -> Optional[SeenDevice]:
         return next((device for device in self.devices if device.path == path), None)
@@ -87,6 +90,8 @@ def parse(console: str, begin: str = BEGIN, end: str = END) -> SeenTree:
     text = between(console, begin, end)
     devices: list[SeenDevice] = []
     nodes: dict[int, frozenset[int]] = {}
+    memory: dict[int, int] = {}
+    distances: dict[int, tuple[int, ...]] = {}
     for line in text.splitlines():
         kind, _, rest = line.strip().partition(" ")
         fields = dict(_FIELD.findall(rest))
@@ -94,10 +99,13 @@ def parse(console: str, begin: str = BEGIN, end: str = END) -> SeenTree:
             if kind == "pci":
                 devices.append(_device(fields))
             elif kind == "node":
-                nodes[int(fields["id"])] = cpus(fields["cpus"])
+                node = int(fields["id"])
+                nodes[node] = cpus(fields["cpus"])
+                memory[node] = int(fields.get("memory") or "0")
+                distances[node] = tuple([int(part) for part in fields.get("distance", "").split(",") if part])
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise LabError(f"the guest printed a line that makes no sense: {line!r}") from error
-    return SeenTree(tuple(sorted(devices, key=lambda device: device.address)), nodes)
+    return SeenTree(tuple(sorted(devices, key=lambda device: device.address)), nodes, memory, distances)
 
 
 def between(console: str, begin: str, end: str) -> str:

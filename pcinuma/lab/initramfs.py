@@ -29,7 +29,9 @@ print_tree() {
         for cpu in "$node"/cpu[0-9]*; do
             [ -e "$cpu" ] && cpus="$cpus${cpus:+,}${cpu##*/cpu}"
         done
-        echo "node id=${node##*/node} cpus=$cpus"
+        distance=; read -r distance <"$node/distance"
+        memory=; read -r _ _ _ memory _ <"$node/meminfo"
+        echo "node id=${node##*/node} cpus=$cpus distance=${distance// /,} memory=$memory"
     done
     for device in /sys/bus/pci/devices/*; do
         cd -P "$device" || continue

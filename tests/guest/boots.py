@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Mapping, Optional, Sequence
 
 from pcinuma.domain.read import read_domain
 from pcinuma.domain.xml import Document
@@ -53,11 +53,13 @@ def boot(
     timeout: float = machine.PATIENCE,
     gpu_bar_mib: int = 16,
     kind: Optional[Endpoint] = None,
+    numa: Optional[Sequence[str]] = None,
 ) -> Booted:
-    """Boot a domain with emulated endpoints where the hostdevs are. ``kind``: one kind for all of them."""
+    """Boot a domain with emulated endpoints where the hostdevs are. ``kind``: one kind for all of them; ``numa``: QEMU's
+    arguments for processors, memory and cells."""
     what = layout.read(xml)
     kinds = endpoints.kinds_of(what, root) if kind is None else {device.source or "": kind for device in what.passthrough}
-    hardware = endpoints.hardware(what, kinds, gpu_bar_mib=gpu_bar_mib)
+    hardware = endpoints.hardware(what, kinds, gpu_bar_mib=gpu_bar_mib, numa=numa)
     aperture = endpoints.aperture_mib(what, kinds, gpu_bar_mib)
     run = machine.boot_tree(kernel, hardware, scratch, firmware=firmware, timeout=timeout, aperture_mib=aperture)
     guest = guest_tree.parse(run.console)
