@@ -30,6 +30,7 @@ HOOK = Path(__file__).parents[2] / "hook/qemu"
 PYTHON = "/usr/bin/python3"
 NOTHING_LIMIT, PREPARE_LIMIT = 2.0, 1.5
 PLACE_LIMIT_MS, PLACE_BLOCK = 1.0, 20
+CELLS_LIMIT_MS = 0.5
 DOMAINS, SWEEP_LIMIT_S = 500, 10.0
 MUTE_LIMIT = 1.05
 MEMORY_LIMIT_MB = 60.0
@@ -124,6 +125,27 @@ def place_figures(host: Path, rounds: int) -> list[Figure]:
     return [Figure(what, statistics.median(took), "ms", PLACE_LIMIT_MS, f"best {min(took):.2f} ms") for what, took in times.items()]
 
 
+def cells_figures(host: Path, rounds: int) -> list[Figure]:
+    """What it costs to give a guest cells, beside the same guest with cells of its own; and what it costs who asks for none."""
+    flat = sixteen_devices()
+    flat.cell_cpus, flat.memnodes = [], []
+    flat.says(vcpu="<vcpu placement='static'>16</vcpu>")
+    own, bare = sixteen_devices().formatted(), flat.formatted()
+    inputs = (own, Request(host)), (bare, Request(host, cells=True)), (bare, Request(host))
+    times: list[list[float]] = [[], [], []]
+    for _ in range(rounds):
+        for (given, request), took in zip(inputs, times):
+            began = time.perf_counter()
+            engine.place(given, request)
+            took.append((time.perf_counter() - began) * 1000)
+    more = statistics.median(with_cells - without for without, with_cells in zip(times[0], times[1]))
+    detail = f"best {min(times[1]):.2f} / {min(times[0]):.2f} ms"
+    return [
+        Figure("cells for a guest with 16 devices, beside cells of its own", more, "ms", CELLS_LIMIT_MS, detail),
+        Figure("a guest without cells that nobody asks any for", statistics.median(times[2]), "ms", PLACE_LIMIT_MS),
+    ]
+
+
 def mute_figure(base: Path, rounds: int) -> Figure:
     """What a daemon that accepts and never answers costs a start."""
     given = base / "mute.xml"
@@ -172,6 +194,7 @@ def main() -> int:
             lambda: hook_figures(base, host, options.rounds),
             lambda: [mute_figure(base, options.rounds // 10)],
             lambda: place_figures(host, 10 * options.rounds),
+            lambda: cells_figures(host, 10 * options.rounds),
         )
         for part in alone:
             for figure in part():
