@@ -12,6 +12,11 @@ _pcinuma() {
     case $previous in
         --group-by) choices="root-complex switch node" ;;
         --policy) choices="preferred required" ;;
+        --cells)
+            choices="auto off"
+            [ "$command" != policy ] || choices="auto off default"
+            ;;
+        --memory) choices="strict preferred restrictive" ;;
         --root)
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return
@@ -35,7 +40,7 @@ _pcinuma() {
                     return
                 fi
                 ;;&
-            status | plan | apply | revert | enable | disable | policy | verify | explain | topology | paths | attach | detach)
+            status | plan | apply | revert | enable | disable | policy | cells | verify | explain | topology | paths | attach | detach)
                 mapfile -t COMPREPLY < <(compgen -W "$(virsh -q list --all --name 2>/dev/null)" -- "$word")
                 ;;
             *) compopt -o default ;;
@@ -45,7 +50,7 @@ _pcinuma() {
 
 _pcinuma_words() {
     case $1 in
-        commands) echo "status plan apply revert enable disable policy verify explain topology paths attach detach place check capture proxy demo --help --version" ;;
+        commands) echo "status plan apply revert enable disable policy cells verify explain topology paths attach detach place check capture proxy demo --help --version" ;;
         status | verify | check) echo "--help --json" ;;
         proxy) echo "--help --root --json" ;;
         plan) echo "--help --all --replan --diff --json" ;;
@@ -53,13 +58,14 @@ _pcinuma_words() {
         revert) echo "--help --all --dry-run --json" ;;
         enable) echo "--help --all --json" ;;
         disable) echo "--help --revert --json" ;;
-        policy) echo "--help --group-by --json" ;;
+        policy) echo "--help --group-by --cells --json" ;;
+        cells) echo "--help --apply --remove --replan --memory --diff --root --json" ;;
         explain) echo "--help --root --json" ;;
         topology) echo "--help --root --live --all --nccl --json" ;;
         paths) echo "--help --root --json" ;;
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
-        place) echo "--help --root --group-by --policy --replan --report" ;;
+        place) echo "--help --root --group-by --policy --cells --replan --report" ;;
         capture) echo "--help --root --force --json" ;;
         demo) echo "--help --keep --json" ;;
     esac

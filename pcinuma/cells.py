@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """NUMA cells in the life of a domain: given to one that has none, recognised on one that was given some, taken back.
 
 The engine comes here only for domains that somebody asked cells for, or that have pcinuma's: nobody else pays for it. What decides is in

@@ -29,6 +29,7 @@ COMMANDS = (
     "enable",
     "disable",
     "policy",
+    "cells",
     "verify",
     "explain",
     "topology",
@@ -50,7 +51,8 @@ start here:
   pcinuma topology VM      the host beside the guest, device by device
   pcinuma plan VM          what pcinuma would change, and why
 
-Only apply, revert, enable, disable, policy, attach, detach, capture and "proxy enable|disable" write anything, and each says what it wrote.
+Only apply, revert, enable, disable, policy, "cells --apply|--remove", attach, detach, capture and "proxy enable|disable" write anything,
+and each says what it wrote.
 `pcinuma COMMAND --help` has examples. Exit codes: 0 done, 1 a negative answer or a failed operation, 2 wrong usage or unusable input.
 """
 _INTERRUPTED = 130

@@ -54,8 +54,19 @@ class _Daemon:
     def names(self) -> list[str]:
         return sorted(self._domains)
 
-    def place(self, domain: str, *, replan: bool = False, force: bool = False, dry_run: bool = False) -> Definition:
-        reply = client.call("PlaceDomain", {"domain": domain, "replan": replan, "force": force, "dry_run": dry_run}, timeout=120)
+    def place(
+        self,
+        domain: str,
+        *,
+        replan: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
+        cells: Optional[str] = None,
+        memory: Optional[str] = None,
+    ) -> Definition:
+        asked: dict[str, Any] = {"domain": domain, "replan": replan, "force": force, "dry_run": dry_run}
+        asked.update({name: value for name, value in (("cells", cells), ("memory", memory)) if value is not None})
+        reply = client.call("PlaceDomain", asked, timeout=120)
         return self._definition(domain, reply, reply["report"])
 
     def revert(self, domain: str, *, dry_run: bool = False) -> Definition:

@@ -24,8 +24,10 @@ from typing import Optional
 
 from pcinuma.cli.connect import host_root
 from pcinuma.errors import EXIT_DONE, ConfigError, HostError, UnusableInput
+from pcinuma.host.capacity import default_hugepage_kib
 from pcinuma.host.pci_config import SIZE, without_identity
 from pcinuma.host.place import HostReader
+from pcinuma.host.sysfs import Sysfs
 from pcinuma.host.topology import read_topology, require_sys
 from pcinuma.printable import printable
 from pcinuma.settings import load_settings
@@ -41,9 +43,9 @@ examples:
   pcinuma topology --root machine          what that host looks like
   pcinuma place --root machine vm.xml      what pcinuma would have done there
 
-In the file: NUMA nodes, PCI devices (numbers, places, links, drivers, BAR sizes, ACS, ATS), the CPUs' kind and address bits, the
-machine's model, /etc/pcinuma; with the setting near-backing also the names of block devices and network interfaces (links below /dev are
-not in it: name /dev/nvme0n1, not by-id).
+In the file: NUMA nodes, their memory and hugepages, PCI devices (numbers, places, links, drivers, BAR sizes, ACS, ATS), the CPUs' kind and
+address bits, the machine's model, /etc/pcinuma; with the setting near-backing also the names of block devices and network interfaces (links
+below /dev are not in it: name /dev/nvme0n1, not by-id).
 Not in it: serial numbers, MAC addresses, host names, memory contents. Run it as root, or switches are guessed from their shape.
 """
 
@@ -121,12 +123,15 @@ def collect(root: Path) -> tuple[dict[str, Entry], list[str]]:
     for path in _SINGLE_FILES:
         tree.file(path)
     tree.cpu()
+    tree.hugepage_size()
     for name in tree.names("etc/pcinuma/pcinuma.conf.d"):
         tree.file(f"etc/pcinuma/pcinuma.conf.d/{name}")
     for name in tree.names(_NODES):
         if name.startswith("node") and name[4:].isdecimal():
             for leaf in _NODE_FILES:
                 tree.file(f"{_NODES}/{name}/{leaf}")
+            for size in tree.names(f"{_NODES}/{name}/hugepages"):
+                tree.file(f"{_NODES}/{name}/hugepages/{size}/nr_hugepages")
     for name in tree.names("sys/bus/pci/devices"):
         tree.device(f"sys/bus/pci/devices/{name}")
     for name in tree.names("sys/bus/mdev/devices"):
@@ -198,6 +203,12 @@ class _Tree:
         lines += [f"flags\t\t: {'pdpe1gb' if gib_pages else 'none'}"]
         lines += [] if bits is None else [f"address sizes\t: {bits} bits physical"]
         self.entries["proc/cpuinfo"] = Entry(content="".join(f"{line}\n" for line in lines).encode())
+
+    def hugepage_size(self) -> None:
+        """Of the machine's memory only the size of the hugepages that the kernel takes where none is named."""
+        size = default_hugepage_kib(Sysfs(self._root))
+        if size is not None:
+            self.entries["proc/meminfo"] = Entry(content=f"Hugepagesize: {size:7} kB\n".encode())
 
     def follow(self, path: str) -> str:
         """Keep the link at ``path`` and return the path that it leads to; a folder leads to itself."""

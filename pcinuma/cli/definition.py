@@ -36,8 +36,17 @@ class Backend(Protocol):
     def names(self) -> list[str]:
         """The names of all persistent domains, sorted."""
 
-    def place(self, domain: str, *, replan: bool = False, force: bool = False, dry_run: bool = False) -> Definition:
-        """Place the inactive definition. ``force``: though the domain is not enabled."""
+    def place(
+        self,
+        domain: str,
+        *,
+        replan: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
+        cells: Optional[str] = None,
+        memory: Optional[str] = None,
+    ) -> Definition:
+        """Place the inactive definition. ``force``: though the domain is not enabled. ``cells``, ``memory``: see the daemon's interface."""
 
     def revert(self, domain: str, *, dry_run: bool = False) -> Definition:
         """Take pcinuma's placement out of the inactive definition, and leave the domain alone from then on; nothing if there is none."""

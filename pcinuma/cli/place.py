@@ -16,7 +16,7 @@ from pcinuma.engine import Request, place
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import require_sys
 from pcinuma.printable import printable
-from pcinuma.settings import GroupBy, Policy, load_settings
+from pcinuma.settings import CELLS, GroupBy, Policy, load_settings
 
 NAME = "place"
 HELP = "read a domain's XML, write the XML to start (a filter; changes nothing)"
@@ -28,6 +28,7 @@ examples:
   pcinuma place --report report.json VM.xml
   pcinuma place --root captured-host/ --group-by switch VM.xml
   pcinuma place --replan --group-by node PLACED.xml
+  pcinuma place --cells auto FLAT.xml      NUMA cells and placement in one step, or neither
 
 exit codes: 0 placed, unchanged or fallback; 1 policy 'required' is not met (no output); 2 input that is no domain XML, or wrong usage.
 """
@@ -39,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     groupings = [mode.value for mode in GroupBy]
     parser.add_argument("--group-by", choices=groupings, help="how finely to mirror the host (default: root-complex)")
     parser.add_argument("--policy", choices=["preferred", "required"], help="required: exit 1 unless every device is placed")
+    parser.add_argument("--cells", choices=list(CELLS), help="auto: give a guest without NUMA cells those that its devices need")
     parser.add_argument("--replan", action="store_true", help="lay a placed domain out afresh")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was decided, and why, as JSON")
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the domain's XML (default: standard input)")
@@ -55,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         policy=Policy(args.policy) if args.policy else None,
         settings=settings,
         replan=args.replan,
+        cells=CELLS[args.cells] if args.cells else None,
     )
     result = place(xml, request)
     if args.report is not None:

@@ -84,7 +84,10 @@ def conclusion(plan: Definition) -> str:
         return f"{fell_back(report, changed=plan.changed)}: {why(report)}"
     if not plan.changed:
         return f"stays as it is: {why(report)}" if why(report) else "stays as it is"
-    return f"{placed_of(report)} would be placed, grouped by {report['group_by']}" + (f" ({why(report)})" if why(report) else "")
+    new_cells = report.get("cells") if not Guest.read(plan.before).domain.cells else None
+    with_cells = f", with {count(len(new_cells), 'new guest cell')}" if new_cells else ""
+    more = f" ({why(report)})" if why(report) else ""
+    return f"{placed_of(report)} would be placed{with_cells}, grouped by {report['group_by']}{more}"
 
 
 def left_alone(plan: Definition) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +18,14 @@ from pcinuma.errors import EXIT_DONE, UnusableInput
 from pcinuma.host.topology import read_topology
 from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
+from pcinuma.reason import Reason
 from pcinuma.show.changes import controller_json
 from pcinuma.show.describe import Describer
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
 from pcinuma.show.trees import Passed, host_tree, letters, side_by_side, tags
-from pcinuma.show.words import reasons, sentence
+from pcinuma.show.words import reasons, sentence, why
 
 NAME = "topology"
 HELP = "draw the host's PCI and NUMA tree, or a domain's tree beside it"
@@ -70,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Progress("reading the domain"):
         source = read_source(args.domain, live=args.live)
-        result = place(source.xml, source.request(root))
+        result = place(source.xml, replace(source.request(root), cells=False))
     if args.nccl:
         text, remarks = nccl_topology(source.xml, frozenset(source.pools), result, topology, root)
         print(text, end="")
@@ -90,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
     marks = tags(passed, screen)
     report = result.report()
     notes = [f"{letters(marks, sources)}: {sentence(code)}" for code, sources in reasons({**report, "reason": None})]
+    notes += [why(report)] if result.reason is Reason.NO_CELLS else []
     if notes:
         print("\n".join(["", *notes]))
     return EXIT_DONE

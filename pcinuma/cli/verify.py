@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional, Sequence
 
@@ -105,7 +105,8 @@ def check_domain(source: DomainSource, root: Path) -> list[Check]:
     """The check of every passthrough device of a running domain."""
     guest = Guest.read(source.xml, frozenset(source.pools))
     # What place() would *do* does not matter here; its report says for each device the host node and the cell that stands for it.
-    return check_devices(place(source.xml, source.request(root)).devices, guest, read_topology(root))
+    result = place(source.xml, replace(source.request(root), cells=False))
+    return check_devices(result.devices, guest, read_topology(root))
 
 
 def check_devices(devices: Sequence[DeviceReport], guest: Guest, topology: Topology) -> list[Check]:

@@ -27,7 +27,7 @@ from pcinuma.daemon.permission import allowed
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.state import State
 from pcinuma.daemon.state_file import StateFile
-from pcinuma.engine import Request
+from pcinuma.engine import AS_SET_UP, CellsOption, Request, cells_option
 from pcinuma.errors import LibvirtError
 from pcinuma.log import configure
 from pcinuma.settings import Policy, load_settings
@@ -80,10 +80,19 @@ class WithoutDaemon:
         """All persistent domains."""
         return sorted(domain.name() for domain in self._opened.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_PERSISTENT))
 
-    def place(self, domain: str, *, replan: bool = False, force: bool = False, dry_run: bool = False) -> Definition:
+    def place(
+        self,
+        domain: str,
+        *,
+        replan: bool = False,
+        force: bool = False,
+        dry_run: bool = False,
+        cells: Optional[str] = None,
+        memory: Optional[str] = None,
+    ) -> Definition:
         """As the daemon's PlaceDomain."""
         found = self._find(domain)
-        change = self._place(found, replan=replan, force=force, dry_run=dry_run)
+        change = self._place(found, replan=replan, force=force, dry_run=dry_run, cells=cells_option(cells, memory))
         return self._definition(found, change, change.result.report())
 
     def revert(self, domain: str, *, dry_run: bool = False) -> Definition:
@@ -116,10 +125,13 @@ class WithoutDaemon:
             raise LibvirtError("is transient: it has no definition to change", subject=found.name())
         return found
 
-    def _place(self, found: Any, *, replan: bool = False, force: bool = False, dry_run: bool = False) -> Change:
+    def _place(
+        self, found: Any, *, replan: bool = False, force: bool = False, dry_run: bool = False, cells: CellsOption = AS_SET_UP
+    ) -> Change:
         uuid = found.UUIDString()
         record = self._known.domains.get(uuid) if self._known else None
-        request = Request(host_root(), settings=self._settings, replan=replan, ran_with=record.ran_with if record else frozenset())
+        ran_with = record.ran_with if record else frozenset()
+        request = Request(host_root(), settings=self._settings, replan=replan, ran_with=ran_with, **cells._asdict())
         job = Job(request, allows=lambda owner: force or bool(self._allows(uuid, owner)), dry_run=dry_run)
         return definition.place(found if self._write else _WithoutSecrets(found), job, self._pools, self._definitions)
 

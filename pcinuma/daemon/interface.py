@@ -43,8 +43,10 @@ method Hook(xml: string, operation: string, suboperation: string, domain: string
 method Place(xml: string, policy: ?string, group_by: ?string, caller: string) -> (xml: string, report: object, refused: bool)
 
 # Places the inactive definition of a domain (a name or a UUID). replan: afresh; force: though it is not enabled, or contended;
-# dry_run: only tell what would change, enabled or not. Left out means false, here and below.
-method PlaceDomain(domain: string, replan: ?bool, force: ?bool, dry_run: ?bool) -> (
+# dry_run: only tell what would change, enabled or not. Left out means false, here and below. cells: "auto" gives a guest without NUMA
+# cells some, "off" none, "replan" a guest that has pcinuma's those that it would get today; memory: how they are bound to host nodes,
+# "strict", "preferred" or "restrictive".
+method PlaceDomain(domain: string, replan: ?bool, force: ?bool, dry_run: ?bool, cells: ?string, memory: ?string) -> (
   changed: bool,
   xml: string,
   before: string,

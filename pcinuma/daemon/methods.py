@@ -27,6 +27,7 @@ from pcinuma.daemon.reconciler import Reconciler
 from pcinuma.daemon.state_file import StateFile
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import summarise
+from pcinuma.engine import cells_option
 from pcinuma.errors import PcinumaError, UnusableInput
 from pcinuma.log import log
 from pcinuma.printable import command
@@ -180,7 +181,14 @@ class Methods:
             self._reconciler.forget_contention(domain.UUIDString())
         change = await self._asking(
             domain,
-            self._reconciler.placer.place(domain, by="command", force=force, replan=bool(parameters.get("replan")), dry_run=dry_run),
+            self._reconciler.placer.place(
+                domain,
+                by="command",
+                force=force,
+                replan=bool(parameters.get("replan")),
+                dry_run=dry_run,
+                cells=cells_option(parameters.get("cells"), parameters.get("memory")),
+            ),
         )
         return {**_texts(change), "report": change.result.report()}
 

@@ -31,7 +31,7 @@ from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.state import State
 from pcinuma.daemon.state_file import StateFile
 from pcinuma.daemon.undefine_race import UndefineRaces
-from pcinuma.engine import Request
+from pcinuma.engine import AS_SET_UP, CellsOption, Request
 from pcinuma.log import log
 from pcinuma.reason import Reason
 from pcinuma.settings import Policy, Settings
@@ -108,6 +108,7 @@ class Placer:
         force: bool = False,
         replan: bool = False,
         dry_run: bool = False,
+        cells: CellsOption = AS_SET_UP,
         may_define: Callable[[Callable[[], Addresses]], bool] = lambda found: True,
         prefetched: Optional[Prefetched] = None,
         on_placed: Callable[[Placed], None] = lambda placed: None,
@@ -120,7 +121,7 @@ class Placer:
         uuid = domain.UUIDString()
         async with self.alone(uuid):
             job = Job(
-                request=replace(self.request(uuid), replan=replan),
+                request=replace(self.request(uuid), replan=replan, **cells._asdict()),
                 allows=lambda owner: force or self.allows(uuid, owner),
                 may_define=may_define,
                 dry_run=dry_run,

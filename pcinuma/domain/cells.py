@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """NUMA cells in a domain's XML: written where there were none, recognised later, taken out again.
 
 Written are ``<cpu><numa>``, a ``<memnode>`` for each cell and a ``<vcpupin>`` for each vCPU without a pin, each where libvirt formats it,

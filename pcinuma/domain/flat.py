@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What a domain without NUMA cells says about its vCPUs and its memory: all that decides which cells it can be given.
 
 Read only where cells are asked for. Numbers and units as libvirt reads them (``src/conf/domain_conf.c``, ``virScaleInteger`` in

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """A domain's NUMA cells, and what binds them to host nodes: ``<memnode>``, ``<numatune><memory>``, ``<vcpupin>``, ``<vcpu cpuset>``.
 
 A value that means nothing does not raise: the first one's sentence is the ``problem``, and the rest is read.

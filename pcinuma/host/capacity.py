@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the host's nodes have to give to guests: CPUs, memory, hugepages, and how far they are from each other.
 
 Read live and only where guest cells are asked for. A node's CPUs are those of its ``cpulist`` that are online, whatever cgroup this process

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Which NUMA cells a guest without any would get: a right-sized mirror of the host nodes that it runs on.
 
 Comes in: what the domain says about vCPUs and memory (:class:`~pcinuma.domain.flat.Flat`), the host nodes of its passthrough devices, what

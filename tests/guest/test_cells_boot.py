@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Guests that were defined without NUMA cells, booted with those that pcinuma gives them: the kernel's nodes are the proposal's cells, CPU
 by CPU, distance by distance, and each device is where the host has it."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """The judge of guest cells that pcinuma wrote: the contract, worked out from the XML before and after, the host's model and the report.
 
 Nothing here comes from the code under test.

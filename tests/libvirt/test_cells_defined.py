@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Guest cells on libvirt's daemon: what is written into a definition is taken with --validate, kept, and taken out without a trace."""
 
 from __future__ import annotations

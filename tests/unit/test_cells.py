@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """Guest cells in the life of a domain: who asks for them, what its owner changes, other cells, and the way back."""
 
 from __future__ import annotations

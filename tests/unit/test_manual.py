@@ -88,6 +88,9 @@ def test_completion_offers_values_where_there_are_few() -> None:
     assert complete("pcinuma", "place", "--group-by", "s") == ["switch"]
     assert complete("pcinuma", "place", "--policy", "") == ["preferred", "required"]
     assert complete("pcinuma", "policy", "guest", "re") == ["required"]
+    assert complete("pcinuma", "policy", "guest", "--cells", "") == ["auto", "off", "default"]
+    assert complete("pcinuma", "place", "--cells", "") == ["auto", "off"]
+    assert complete("pcinuma", "cells", "guest", "--memory", "p") == ["preferred"]
     assert complete("pcinuma", "proxy", "") == ["enable", "disable", "status"]
 
 

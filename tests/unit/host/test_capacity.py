@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What the host's nodes have to give: read live, whatever their numbers, and whatever this process itself may use of it."""
 
 from __future__ import annotations

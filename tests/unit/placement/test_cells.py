@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
 """What holds for cells whatever the guest and the host: over generated machines, pins, topologies, memory and hugepages."""
 
 from __future__ import annotations
