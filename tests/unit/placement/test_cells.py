@@ -106,7 +106,8 @@ def setups(draw: Any) -> Setup:
         texts["numatune"] = f"<numatune>\n    <memory mode='{kind}' nodeset='{nodes}'/>\n  </numatune>"
     if draw(st.integers(0, 5)) == 0:
         page = draw(st.sampled_from(["", "<page size='2048' unit='KiB'/>", "<page size='1' unit='GiB'/>", "<page size='4' unit='KiB'/>"]))
-        texts["memoryBacking"] = f"<memoryBacking>\n    <hugepages>{page}</hugepages>\n  </memoryBacking>"
+        pages = f"<hugepages>{page}</hugepages>" if page else "<hugepages/>"
+        texts["memoryBacking"] = f"<memoryBacking>\n    {pages}\n  </memoryBacking>"
     domain = Domain(machine=draw(st.sampled_from(["q35", "q35", "pc", "pseries"]))).says(**texts)
     for address in sorted(host.functions):
         if address.endswith("01:00.0") and draw(st.integers(0, 3)):
