@@ -180,7 +180,7 @@ def _available_mib() -> int:
 
 def show(preset: Preset, image: kernel.Kernel, scratch: Path, job: str, step: Any, nice: int, unwanted: threading.Event) -> Shown:
     """Run ``job``, which starts the guest, on the preset's host."""
-    xml = nested.domain(jobs.NAME, preset.slots, preset.cells, group_by=GROUP_BY.value)
+    xml = nested.domain(jobs.NAME, preset.slots, None, group_by=GROUP_BY.value)
     files = {f"{jobs.NAME}.xml": xml, "images/nested.cpio": nested.image(image)}
     done = virtual_host.run(preset.host, job, image, scratch, files=files, timeout=TIMEOUT, progress=step, nice=nice, unwanted=unwanted)
     done.require()

@@ -29,9 +29,10 @@ print_tree() {
         for cpu in "$node"/cpu[0-9]*; do
             [ -e "$cpu" ] && cpus="$cpus${cpus:+,}${cpu##*/cpu}"
         done
-        distance=; read -r distance <"$node/distance"
+        distance=; read -r distances <"$node/distance"
+        for value in $distances; do distance="$distance${distance:+,}$value"; done
         memory=; read -r _ _ _ memory _ <"$node/meminfo"
-        echo "node id=${node##*/node} cpus=$cpus distance=${distance// /,} memory=$memory"
+        echo "node id=${node##*/node} cpus=$cpus distance=$distance memory=$memory"
     done
     for device in /sys/bus/pci/devices/*; do
         cd -P "$device" || continue

@@ -73,6 +73,17 @@ drivers >/job/out/drivers-running
 virsh dumpxml %(name)s >/job/out/live.xml
 """ % {"name": NAME}
 
+MEMORY = """
+pid=$(cat /run/libvirt/qemu/%(name)s.pid)
+cat "/proc/$pid/numa_maps" >/job/out/numa-maps
+for thread in "/proc/$pid/task/"*; do # one line per thread: the host CPUs on which it may run, and its name
+    read -r name <"$thread/comm"
+    while read -r key value; do
+        [ "$key" != Cpus_allowed_list: ] || echo "$value $name"
+    done <"$thread/status"
+done >/job/out/threads
+""" % {"name": NAME}
+
 GUEST = """
 printed() { grep -q '%(end)s' /consoles/%(name)s.console; }
 wait_for 2400 printed || give_up "the guest printed nothing: $(tail -n 3 /consoles/%(name)s.console)"

@@ -9,7 +9,7 @@ libvirt, and libvirt chooses everything that pcinuma does not.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Union
+from typing import Optional, Union
 
 from pcinuma.address import PciAddress
 from pcinuma.lab import initramfs, machine
@@ -54,10 +54,7 @@ _DOMAIN = """<domain type='qemu'>
     <lab:about xmlns:lab='urn:example:lab'>the lab's guest</lab:about>%(metadata)s
   </metadata>
   <memory unit='MiB'>%(memory)d</memory>
-  <vcpu>1</vcpu>
-  <numatune>
-%(memnodes)s
-  </numatune>
+  <vcpu>1</vcpu>%(numatune)s
   <os>
     <type arch='x86_64' machine='q35'>hvm</type>
     <kernel>/images/vmlinux</kernel>
@@ -66,10 +63,7 @@ _DOMAIN = """<domain type='qemu'>
   </os>
   <features><acpi/></features>
   <cpu mode='custom'>
-    <model>qemu64</model>
-    <numa>
-%(cells)s
-    </numa>
+    <model>qemu64</model>%(numa)s
   </cpu>
   <on_reboot>destroy</on_reboot>
   <devices>
@@ -104,7 +98,7 @@ def image(kernel: Kernel, *, read_disks: bool = False, watch: bool = False) -> b
 def domain(
     name: str,
     slots: Sequence[Slot],
-    cells: dict[int, int],
+    cells: Optional[dict[int, int]],
     *,
     policy: str = "",
     group_by: str = "",
@@ -114,19 +108,27 @@ def domain(
 ) -> bytes:
     """The domain XML.
 
-    ``cells``: guest cell -> host node. A tuple of addresses shares a slot. ``policy``, ``group_by``: what its owner asks for. ``hotplug``:
-    the kernel is to serve hot-pluggable ports, which costs it a quarter of a second for each.
+    ``cells``: guest cell -> host node; None for a guest without any, whose owner leaves them to pcinuma. A tuple of addresses shares a
+    slot. ``policy``, ``group_by``: what its owner asks for. ``hotplug``: the kernel is to serve hot-pluggable ports, which costs it a
+    quarter of a second for each.
     """
-    attributes = "".join(f" {key}='{value}'" for key, value in (("policy", policy), ("group-by", group_by)) if value)
-    each = memory_mib // len(cells)
+    asked = (("policy", policy), ("group-by", group_by), ("cells", "auto" if cells is None else ""))
+    attributes = "".join(f" {key}='{value}'" for key, value in asked if value)
+    numatune = numa = ""
+    if cells is not None:
+        each = memory_mib // len(cells)
+        memory_mib = each * len(cells)
+        memnodes = [f"    <memnode cellid='{cell}' mode='strict' nodeset='{node}'/>\n" for cell, node in sorted(cells.items())]
+        numatune = f"\n  <numatune>\n{''.join(memnodes)}  </numatune>"
+        numa = f"\n    <numa>\n{''.join(_cell(cell, each) for cell in sorted(cells))}    </numa>"
     values = {
         "name": name,
         "metadata": f"\n    <pcinuma xmlns='urn:pcinuma:domain:1'{attributes}/>" if attributes else "",
-        "memory": each * len(cells),
-        "memnodes": "\n".join(f"    <memnode cellid='{cell}' mode='strict' nodeset='{node}'/>" for cell, node in sorted(cells.items())),
+        "memory": memory_mib,
+        "numatune": numatune,
+        "numa": numa,
         "initrd": initrd,
         "cmdline": CMDLINE + ("" if hotplug else " pcie_ports=compat"),
-        "cells": "\n".join(_cell(cell, each) for cell in sorted(cells)),
         "hostdevs": "".join(_hostdevs(slots)),
     }
     return (_DOMAIN % values).encode()
@@ -134,7 +136,7 @@ def domain(
 
 def _cell(cell: int, memory: int) -> str:
     cpus = " cpus='0'" if cell == 0 else ""
-    return f"      <cell id='{cell}'{cpus} memory='{memory}' unit='MiB'/>"
+    return f"      <cell id='{cell}'{cpus} memory='{memory}' unit='MiB'/>\n"
 
 
 def _hostdevs(slots: Sequence[Slot]) -> list[str]:

@@ -2,7 +2,7 @@
 """The largest domains that the bus numbers allow: one drive more no longer fits.
 
 Either all drives of a node are on one root complex (some 250 drives), or each is on one of its own, of which every one takes bus numbers in
-reserve (some 120). QEMU needs minutes for hundreds of ports: its time to map a BAR grows with their number.
+reserve as far as there are any (125). QEMU needs minutes for hundreds of ports: its time to map a BAR grows with their number.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Drives:
         return cls(crowd(ON_A_NODE, 1, 2).write(folder), sources)
 
     @classmethod
-    def each_on_its_own_complex(cls, folder: Path) -> Drives:
-        sources = tuple(f"{number % 2 * 80 + number // 2:04x}:01:00.0" for number in range(160))
-        return cls(crowd(1, 80, 2).write(folder), sources)
+    def each_on_its_own_complex(cls, folder: Path, count: int) -> Drives:
+        sources = tuple(f"{number % 2 * (count // 2) + number // 2:04x}:01:00.0" for number in range(count))
+        return cls(crowd(1, count // 2, 2).write(folder), sources)
 
     def place(self, devices: int, group_by: GroupBy) -> Result:
         """The first so many of them passed through to a guest that nobody has formatted yet."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Optional
 
 from lxml import etree
@@ -11,6 +12,7 @@ from lxml import etree
 from pcinuma.lab import guest_tree, jobs, layout, nested
 from pcinuma.lab.layout import MAIN_ROOT
 from pcinuma.lab.virtual_host import HostRun
+from pcinuma.ranges import format_ranges
 from tests.lab import tier2, tier3
 
 PRESET = tier2.preset()
@@ -22,6 +24,11 @@ def drivers(run: HostRun, when: str) -> dict[str, tuple[str, str]]:
     """Address -> (driver, IOMMU group) of the devices that are passed or plugged in."""
     lines = [line.split() for line in run.out[f"drivers-{when}"].splitlines()]
     return {address: (driver, group) for address, driver, group in lines if address in ADDRESSES.values()}
+
+
+def cpus_of(run: HostRun, node: int) -> str:
+    """The CPUs of a node of the virtual host, as it says itself."""
+    return format_ranges(guest_tree.parse(run.out["host-tree"]).nodes[node])
 
 
 def cell_of(live: layout.Layout, device: layout.Device) -> Optional[int]:
@@ -44,6 +51,27 @@ def test_a_definition_is_placed_before_the_start(first_host: HostRun) -> None:
     assert [device.source for device in live.passthrough] == PASSED
     assert all(live.path(device.address).root != MAIN_ROOT for device in live.passthrough)
     assert {c.cell for c in live.controllers.values() if c.model == "pcie-expander-bus"} == {0, 1}
+
+
+def test_a_guest_without_cells_has_those_that_its_devices_need(first_host: HostRun) -> None:
+    assert b"<numa>" not in tier2.definition()
+    live = etree.fromstring(first_host.out["live.xml"].encode())
+    cells = {cell.get("id"): (cell.get("cpus"), cell.get("memory")) for cell in live.iterfind("cpu/numa/cell")}
+    assert cells == {"0": ("0", str(128 << 10)), "1": (None, str(128 << 10))}
+    assert {pin.get("vcpu"): pin.get("cpuset") for pin in live.iterfind("cputune/vcpupin")} == {"0": cpus_of(first_host, 0)}
+
+
+def test_each_cell_is_in_its_nodes_memory_and_the_vcpu_on_its_cpus(first_host: HostRun) -> None:
+    """By the kernel of the virtual host: VFIO has pinned all of the guest's memory."""
+    pages: dict[str, Counter[str]] = {"bind:0": Counter(), "bind:1": Counter()}
+    for line in first_host.out["numa-maps"].splitlines():
+        _, policy, *facts = line.split()
+        if policy in pages:
+            pages[policy].update({node: int(count) for node, _, count in (fact.partition("=") for fact in facts) if node in ("N0", "N1")})
+    mib = {policy: {node: count * 4 // 1024 for node, count in found.items()} for policy, found in pages.items()}
+    assert mib == {"bind:0": {"N0": 128}, "bind:1": {"N1": 128}}
+    allowed = {name: cpus for cpus, _, name in (line.partition(" ") for line in first_host.out["threads"].splitlines())}
+    assert allowed["CPU 0/TCG"] == cpus_of(first_host, 0)
 
 
 def test_the_devices_are_on_vfio_pci_while_the_guest_runs_and_on_their_own_driver_before_and_after(first_host: HostRun) -> None:

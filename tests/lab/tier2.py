@@ -34,6 +34,7 @@ JOB = (
     + jobs.DEFINE
     + jobs.PLACED
     + jobs.START
+    + jobs.MEMORY
     + jobs.GUEST
     + jobs.READ
     + """
@@ -102,11 +103,16 @@ start_pcinuma
 )
 
 
+def definition() -> bytes:
+    """The guest's, as its owner wrote it: without cells."""
+    return nested.domain(jobs.NAME, preset().slots, None, group_by="switch", hotplug=True)
+
+
 def run(image: kernel.Kernel, scratch: Path) -> HostRun:
     host = preset()
     at = host.host.addresses()
     files = {
-        f"{jobs.NAME}.xml": nested.domain(jobs.NAME, host.slots, host.cells, group_by="switch", hotplug=True),
+        f"{jobs.NAME}.xml": definition(),
         f"{STRANGER}.xml": nested.domain(STRANGER, [at["nic1"]], {0: 0}, policy="required"),
         f"{BARE}.xml": nested.domain(BARE, [at["disk0"]], host.cells),
         f"{TRANSIENT}.xml": nested.domain(TRANSIENT, [at["gpu0"]], host.cells),

@@ -40,14 +40,14 @@ def await_cells(domain: libvirt.virDomain, expected: dict[str, int]) -> None:
     until(lambda: cells(domain.XMLDesc(INACTIVE)) == expected, f"{domain.name()} to be placed as {expected}")
 
 
-def test_libvirt_sends_no_event_for_changes_of_single_things(host: PrivateLibvirt) -> None:
+def test_libvirt_does_not_send_an_event_for_every_change(host: PrivateLibvirt) -> None:
     """The fact that :mod:`pcinuma.daemon.definition_files` exists for."""
     with Listener(host) as listener:
         domain = host.connect().defineXML(guest("silent", (GPU_0,)))
         domain.attachDeviceFlags(hostdev(GPU_1), CONFIG)
         domain.pinVcpuFlags(0, (False, True), CONFIG)
         time.sleep(0.5)
-        assert len(listener.details("silent")) == 1
+        assert len(listener.details("silent")) < 3, "one for the definition, in newer versions one more"
 
 
 def test_a_device_that_is_attached_to_the_definition_is_placed(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
