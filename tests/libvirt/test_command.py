@@ -151,7 +151,13 @@ def test_policy_writes_the_owners_wish_and_nothing_else(host: PrivateLibvirt, pc
     before = inactive(domain)
     assert pcinuma.json("policy", "vm1")["policy"] is None
     pcinuma("policy", "vm1", "required", "--group-by", "node")
-    assert pcinuma.json("policy", "vm1") == {"domain": "vm1", "policy": "required", "group_by": "node", "report": None}
+    assert pcinuma.json("policy", "vm1") == {
+        "domain": "vm1",
+        "policy": "required",
+        "group_by": "node",
+        "cells": None,
+        "report": None,
+    }
     pcinuma("apply", "vm1")
     assert cells(inactive(domain)) == PLACED
     pcinuma("policy", "vm1", "off")
