@@ -54,7 +54,10 @@ def test_taking_the_cells_out_gives_back_what_libvirt_made_of_the_owners_xml(
         connection.lookupByName("guest").undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
 
 
-def test_libvirt_takes_no_such_guest_without_cells(libvirt_host: PrivateLibvirt, tmp_path: Path) -> None:
+def test_libvirt_takes_no_such_guest_without_cells(libvirt_host: PrivateLibvirt, connection: libvirt.virConnect) -> None:
+    """libvirt 9.0; 11.3 takes it."""
     for name in RAW_ALONE:
-        refused = libvirt_host.virsh("define", FOLDER / f"{name}-in.xml", check=False)
-        assert refused.returncode != 0
+        defined = libvirt_host.virsh("define", FOLDER / f"{name}-in.xml", check=False)
+        if defined.returncode == 0:
+            connection.lookupByName("guest").undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+            assert connection.getLibVersion() > 9_000_999
