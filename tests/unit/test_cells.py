@@ -17,6 +17,7 @@ from tests.hosts.build import GPU
 from tests.hosts.cells_judge import cells_of, record
 from tests.hosts.edits import with_device, without_device
 from tests.hosts.guard import no_real_host  # noqa: F401
+from tests.hosts.judge import without_ours
 from tests.hosts.machines import two_sockets
 from tests.hosts.passthrough import passed
 
@@ -241,3 +242,60 @@ def test_a_host_that_changed_moves_no_cell(tmp_path: Path) -> None:
     host.nodes[0].memory_kib = 2 << 20
     result = place(given, Request(root=host.write(tmp_path / "now"), cells=True))
     assert (result.outcome, result.xml) == (Outcome.UNCHANGED, given)
+
+
+PLAIN = """<domain type='kvm'>
+  <name>vm</name>
+  <memory unit='GiB'>3</memory>{memory}
+  <vcpu placement='static'>8</vcpu>{vcpu}
+  <os><type arch='x86_64' machine='q35'>hvm</type></os>
+  <devices>
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <source><address domain='0x0000' bus='0xb4' slot='0x00' function='0x0'/></source>
+    </hostdev>{device}
+  </devices>{end}
+</domain>
+"""
+SHARED = "<memoryBacking><source type='memfd'/><access mode='shared'/></memoryBacking>"
+CACHE = "<cachetune vcpus='0-1'><cache id='0' level='3' type='both' size='3' unit='MiB'/></cachetune>"
+LATER = "<maxMemory slots='4' unit='GiB'>8</maxMemory>"
+BESIDE = {
+    "SEV": {"end": "<launchSecurity type='sev'><policy>0x0003</policy></launchSecurity>"},
+    "SEV-SNP": {"end": "<launchSecurity type='sev-snp'><policy>0x30000</policy></launchSecurity>"},
+    "TDX": {"end": "<launchSecurity type='tdx'><policy>0x0</policy></launchSecurity>"},
+    "virtiofs": {
+        "vcpu": SHARED,
+        "device": "<filesystem type='mount'><driver type='virtiofs'/><source dir='/x'/><target dir='x'/></filesystem>",
+    },
+    "vhost-user": {
+        "vcpu": SHARED,
+        "device": "<interface type='vhostuser'><source type='unix' path='/x' mode='client'/><model type='virtio'/></interface>",
+    },
+    "cachetune": {"vcpu": f"<cputune>{CACHE}<memorytune vcpus='2'><node id='0' bandwidth='60'/></memorytune></cputune>"},
+}
+MEMORY_DEVICES = {
+    "virtio-mem": "<target><size unit='GiB'>2</size><node>0</node><block unit='MiB'>2</block><requested unit='GiB'>1</requested></target>",
+    "nvdimm": "<source><path>/x</path></source><target><size unit='GiB'>1</size><node>0</node></target>",
+}
+
+
+def _plain(**parts: str) -> bytes:
+    return PLAIN.format(**{"memory": "", "vcpu": "", "device": "", "end": "", **parts}).encode()
+
+
+@pytest.mark.parametrize("what", BESIDE)
+def test_cells_come_and_go_beside_whatever_else_the_guest_has(what: str, root: Path) -> None:
+    xml = _plain(**BESIDE[what])
+    result = place(xml, Request(root, cells=True))
+    assert result.outcome is Outcome.PLACED and result.cells is not None
+    for text in BESIDE[what].values():
+        assert text.partition(">")[0].encode() in result.xml
+    assert without_ours(revert(result.xml).xml) == without_ours(xml)
+
+
+@pytest.mark.parametrize("model", MEMORY_DEVICES)
+def test_a_memory_device_needs_cells_of_its_owners(model: str, root: Path) -> None:
+    xml = _plain(memory=LATER, device=f"<memory model='{model}'>{MEMORY_DEVICES[model]}</memory>")
+    result = place(xml, Request(root, cells=True))
+    assert (result.reason, result.xml) == (Reason.NO_CELLS, xml)
+    assert f"<memory model='{model}'>" in (result.message or "")
