@@ -12,7 +12,8 @@ cpuset/>`` for each vCPU that it pinned, and in ``made`` the names of the elemen
 
 from __future__ import annotations
 
-from typing import NamedTuple, Optional
+from functools import partial
+from typing import Callable, NamedTuple, Optional
 
 from lxml import etree
 
@@ -71,27 +72,20 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
 
 def write_placement(document: Document, placement: Optional[Placement]) -> None:
     """Put ``placement`` in the place of the old one; None takes it out, and with it whatever it leaves empty and was not there before."""
-    there = child(document.root, "metadata")
-    element = find(there)
-    was_empty = _taken_out(element, "placement")
-    if placement is None:
-        _tidy(element, was_empty)
-        return
-    if element is None:
-        was_empty = "metadata" if there is not None and _is_blank(there) else None
-        element = _create(document.root, there)
-    slot = document.slot()
-    append(element, slot)
-    prefix = f"{element.prefix}:" if element.prefix else ""
-    document.fill(slot, _placement_text(placement, prefix, space_before(slot), was_empty))
+    _write(document, "placement", None if placement is None else partial(_placement_text, placement))
 
 
 def write_cells(document: Document, cells: Optional[MadeCells]) -> None:
     """Put the record ``cells`` in the place of the old one; None takes it out, as :func:`write_placement` does."""
+    _write(document, "cells", None if cells is None else partial(_cells_text, cells))
+
+
+def _write(document: Document, name: str, text: Optional[Callable[[str, str, Optional[str]], str]]) -> None:
+    """Put our child ``name`` in the place of the old one. ``text``: what it says, by its prefix, the space before it and what was empty."""
     there = child(document.root, "metadata")
     element = find(there)
-    was_empty = _taken_out(element, "cells")
-    if cells is None:
+    was_empty = _taken_out(element, name)
+    if text is None:
         _tidy(element, was_empty)
         return
     if element is None:
@@ -100,7 +94,7 @@ def write_cells(document: Document, cells: Optional[MadeCells]) -> None:
     slot = document.slot()
     append(element, slot)
     prefix = f"{element.prefix}:" if element.prefix else ""
-    document.fill(slot, _cells_text(cells, prefix, space_before(slot), was_empty))
+    document.fill(slot, text(prefix, space_before(slot), was_empty))
 
 
 def _cells_text(cells: MadeCells, prefix: str, before: str, was_empty: Optional[str]) -> str:

@@ -8,7 +8,7 @@ list every device. Numbers and lists are read as libvirt reads them.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Mapping, NamedTuple, Optional
 
 from lxml import etree
@@ -160,14 +160,6 @@ class _Reader:
         element = self.top.get(tag)
         return "" if element is None else (element.text or "").strip()
 
-    def _under(self, first: str, *tags: str) -> Iterator[etree._Element]:
-        """The elements on the path ``first/tags`` from the root: ``iterfind`` for paths whose inner elements are there once."""
-        *inner, last = tags
-        element = self.top.get(first)
-        for tag in inner:
-            element = None if element is None else child(element, tag)
-        return iter(()) if element is None else element.iterchildren(last)
-
     def _trouble(self, error: DomainError) -> None:
         self.problem = self.problem or error.sentence()
 
@@ -279,7 +271,8 @@ class _Reader:
         return acpi is None or acpi.get("state", "on") == "off"
 
     def _commandline(self, ours: Sequence[int]) -> CommandlineDevices:
-        arguments = [argument.get("value", "") for argument in self._under(f"{NAMESPACE}commandline", f"{NAMESPACE}arg")]
+        given = self.top.get(f"{NAMESPACE}commandline")
+        arguments = [] if given is None else [argument.get("value", "") for argument in given.iterchildren(f"{NAMESPACE}arg")]
         if not arguments:
             return NOTHING
         kind = self.system.get("type")
