@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 from collections.abc import Sequence
@@ -70,6 +71,12 @@ class RunningProxy:
         """One process for each connection."""
         assert self.parent is not None
         return [child for child in self.parent.children() if not ended(child)]
+
+    def wait_for_relays_to_end(self) -> None:
+        """Until no client is left. A connection of ours that a traceback keeps (``pytest.raises(…) as`` makes a cycle with its frame)
+        is a client, and only the collector of cycles lets go of it."""
+        gc.collect()
+        until(lambda: not self.relays(), "the relays to end")
 
     def log(self) -> str:
         return self._log.read_text(errors="replace") if self._log.exists() else ""

@@ -307,7 +307,7 @@ def test_nonsense_gets_the_answer_that_libvirt_gives(host: PrivateLibvirt, proxy
         return raw_client(socket_path, ASK.format(MALFORMED[what]))
 
     assert answer(proxy.socket) == answer(host.path("/run/libvirt/libvirt-sock"))
-    until(lambda: len(proxy.relays()) == 0, "the relay to end")
+    proxy.wait_for_relays_to_end()
 
 
 def test_half_a_message_that_stays_hurts_nobody_else(proxy: RunningProxy) -> None:
@@ -316,7 +316,7 @@ def test_half_a_message_that_stays_hurts_nobody_else(proxy: RunningProxy) -> Non
         assert process.stdout is not None and process.stdout.readline() == "half\n"
         assert proxy.connect().lookupByName("still").info()
         process.kill()
-    until(lambda: len(proxy.relays()) == 0, "the relays to end")
+    proxy.wait_for_relays_to_end()
 
 
 def test_a_client_that_never_reads_stops_only_itself_and_takes_no_memory(host: PrivateLibvirt, proxy: RunningProxy) -> None:
@@ -344,7 +344,7 @@ time.sleep(60)
         assert relay.memory_full_info().uss < 24 << 20
         assert proxy.connect().lookupByName("still").XMLDesc()
         process.kill()
-    until(lambda: len(proxy.relays()) == 0, "the relays to end")
+    proxy.wait_for_relays_to_end()
 
 
 def test_clients_that_vanish_leave_nothing_behind(host: PrivateLibvirt, proxy: RunningProxy) -> None:
@@ -359,7 +359,7 @@ for c in connections:
 os.kill(os.getpid(), 9)
 """
     subprocess.run([sys.executable, "-c", script], cwd=CHECKOUT)
-    until(lambda: len(proxy.relays()) == 0, "the relays to end")
+    proxy.wait_for_relays_to_end()
     until(lambda: daemon.num_fds() <= before, "libvirtd to let go")
 
 
