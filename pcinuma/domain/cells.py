@@ -2,7 +2,8 @@
 """NUMA cells in a domain's XML: written where there were none, recognised later, taken out again.
 
 Written are ``<cpu><numa>``, a ``<memnode>`` for each cell and a ``<vcpupin>`` for each vCPU without a pin, each where libvirt formats it,
-and in pcinuma's metadata what was added (:class:`MadeCells`). Nothing else changes, and taking it out gives back what was there, byte for
+where the memnodes are restrictive ``<numatune><memory>`` of the same mode (libvirt applies that mode to vCPU threads by this element alone,
+and newer ones refuse it elsewhere without it), and in pcinuma's metadata what was added (:class:`MadeCells`). Nothing else changes, and taking it out gives back what was there, byte for
 byte, from the text that was written as from what libvirt made of it.
 
 Cells are pcinuma's as long as they are as written. Cells that somebody changed are the owner's: they stay, and only the record goes. A pin
@@ -20,9 +21,10 @@ from pcinuma.domain.flat import in_kib
 from pcinuma.domain.metadata import write_cells
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, parts_of, remove, space_before
 from pcinuma.errors import DomainError
-from pcinuma.model import MadeCells
+from pcinuma.model import GuestCell, MadeCells
 from pcinuma.plan import Proposal
 from pcinuma.ranges import Ranges, format_ranges, parse_spans
+from pcinuma.settings import MemoryMode
 
 _IN_ORDER = (
     "name", "uuid", "genid", "title", "description", "metadata", "maxMemory", "memory", "currentMemory", "blkiotune", "memtune",
@@ -45,12 +47,15 @@ def write_proposal(document: Document, proposal: Proposal) -> MadeCells:
     root = document.root
     made = [tag for tag in _CONTAINERS if child(root, tag) is None and (proposal.pins or tag != "cputune")]
     _write_numa(document, proposal, made)  # from the end on: behind an element that is only text yet nothing finds its place
-    memnodes = [f"<memnode cellid='{c.number}' mode='{proposal.mode.value}' nodeset='{c.node}'/>" for c in proposal.cells]
+    tuning = [f"<memnode cellid='{c.number}' mode='{proposal.mode.value}' nodeset='{c.node}'/>" for c in proposal.cells]
     numatune = child(root, "numatune")
+    if proposal.mode is MemoryMode.RESTRICTIVE and (numatune is None or child(numatune, "memory") is None):
+        made.append("memory")
+        tuning.insert(0, f"<memory mode='{proposal.mode.value}' nodeset='{format_ranges(_nodes(proposal.cells))}'/>")
     if numatune is None:
-        _write_new(document, "numatune", lambda line: line.join(["", *memnodes]))
+        _write_new(document, "numatune", lambda line: line.join(["", *tuning]))
     else:
-        _write_into(document, numatune, lambda line: line.join(memnodes))
+        _write_into(document, numatune, lambda line: line.join(tuning))
     spelled = {cpus: format_ranges(cpus) for cpus in {cpus for _, cpus in proposal.pins}}
     pins = [(vcpu, f"<vcpupin vcpu='{vcpu}' cpuset='{spelled[cpus]}'/>") for vcpu, cpus in proposal.pins]
     if "cputune" in made:
@@ -91,7 +96,7 @@ def take_out(document: Document, made: MadeCells) -> None:
             remove(cell)
         if numa is not None and "numa" in made.containers:
             remove(numa)
-        _take_out_memnodes(root, made)
+        _take_out_tuning(root, made)
         _take_out_pins(root, made)
         for tag in _CONTAINERS:
             element = child(root, tag)
@@ -205,13 +210,24 @@ def _take_out_pins(root: etree._Element, made: MadeCells) -> None:
             remove(pin)
 
 
-def _take_out_memnodes(root: etree._Element, made: MadeCells) -> None:
-    """Of the cells that go, whatever they say: libvirt takes none for a cell that is not there."""
+def _take_out_tuning(root: etree._Element, made: MadeCells) -> None:
+    """The memnodes of the cells that go, whatever they say: libvirt takes none for a cell that is not there. ``<memory>`` if it is as made."""
     numatune = child(root, "numatune")
+    if numatune is None:
+        return
     numbers = {str(cell.number) for cell in made.cells}
-    for memnode in list(numatune.iterchildren("memnode")) if numatune is not None else ():
+    for memnode in list(numatune.iterchildren("memnode")):
         if memnode.get("cellid") in numbers:
             remove(memnode)
+    memory = child(numatune, "memory")
+    if memory is None or "memory" not in made.containers or memory.get("mode") != MemoryMode.RESTRICTIVE.value:
+        return
+    if memory.get("placement", "static") == "static" and parse_spans(memory.get("nodeset", "")) == _nodes(made.cells):
+        remove(memory)
+
+
+def _nodes(cells: Sequence[GuestCell]) -> Ranges:
+    return Ranges.of({cell.node for cell in cells})
 
 
 def _is_empty(element: etree._Element) -> bool:

@@ -160,6 +160,7 @@ CELL_CASES = [
     # What is written.
     _case("cells-memory-preferred", pair().raw(), [FIRST, SECOND], memory="preferred"),
     _case("cells-memory-restrictive", pair(numatune=_tune("<memory mode='restrictive' nodeset='0-1'/>")).raw(), [FIRST, SECOND]),
+    _case("cells-memory-restrictive-asked-for", pair().raw(), [FIRST, SECOND], memory="restrictive"),
     _case("cells-odd-distances", pair().raw(), [FIRST, SECOND], machine=odd_distances),
     _case("cells-owners-tuning", pair(
         memoryBacking="<memoryBacking>\n    <source type='memfd'/>\n    <access mode='shared'/>\n    <locked/>\n  </memoryBacking>",
@@ -191,6 +192,8 @@ CELL_CASES = [
     _refusal("no-cells-interleave", pair(numatune=_tune("<memory mode='interleave' nodeset='0-1'/>")).raw(), "mode='strict' there gives"),
     _refusal("no-cells-restrictive", pair(numatune=_tune("<memory mode='restrictive' nodeset='0-1'/>")).raw(),
              "makes every cell's mode restrictive", memory="strict"),
+    _refusal("no-cells-strict-against-restrictive", pair(numatune=_tune("<memory mode='strict' nodeset='0-1'/>")).raw(),
+             "<numatune><memory mode='strict'> lets libvirt take no cell whose mode is restrictive", memory="restrictive"),
     _refusal("no-cells-nodeset-without-memory", flat(numatune=_tune("<memory mode='strict' nodeset='0,252'/>")).raw(),
              "names host node 252, which has no memory", machine=with_gaps, devices={"0000:17:00.0": None}),
     _refusal("no-cells-nodeset-not-online", pair(numatune=_tune("<memory mode='strict' nodeset='0-2'/>")).raw(),

@@ -53,6 +53,7 @@ def strip(root: etree._Element) -> None:
     pinned = {(pin.get("vcpu"), pin.get("cpuset")) for pin in listed.findall(f"{NS}vcpupin")}
     gone = [cell for cell in root.findall("cpu/numa/cell") if cell.get("id") in numbers]
     gone += [memnode for memnode in root.findall("numatune/memnode") if memnode.get("cellid") in numbers]
+    gone += root.findall("numatune/memory") if "memory" in made else []
     gone += [pin for pin in root.findall("cputune/vcpupin") if (pin.get("vcpu"), pin.get("cpuset")) in pinned]
     for element in [*gone, listed]:
         element.getparent().remove(element)
@@ -87,6 +88,7 @@ def cells_faults(before: bytes, after: bytes, host: Host, report: dict[str, Any]
     if nodes != sorted(set(nodes)) or len(bound) != len(cells):
         found.append(f"cells are bound to the nodes {nodes}")
         return found
+    found += _mode_faults(root, nodes)
     for cell, node, own, kib in zip(cells, nodes, sets, memory):
         found += _cell_faults(root, host, cell, node, own, kib)
     found += _even_faults(old, root, host, nodes, sets, memory)
@@ -105,6 +107,18 @@ def cells_faults(before: bytes, after: bytes, host: Host, report: dict[str, Any]
     if report["cells"] != wanted:
         found.append(f"the report says {report['cells']}, it is {wanted}")
     return found
+
+
+def _mode_faults(root: etree._Element, nodes: list[int]) -> list[str]:
+    """libvirt: a memnode is restrictive if and only if <memory> is."""
+    memory = root.find("numatune/memory")
+    whole = memory.get("mode", "strict") if memory is not None else None
+    modes = {memnode.get("mode") for memnode in root.findall("numatune/memnode")}
+    if len(modes) != 1 or ("restrictive" in modes) != (whole == "restrictive"):
+        return [f"memnodes of the modes {modes} beside <memory mode={whole}>"]
+    if record(etree.tostring(root)).get("made", "").split().count("memory") and nodeset(memory.get("nodeset")) != set(nodes):
+        return [f"<memory> of {memory.get('nodeset')} for the nodes {nodes}"]
+    return []
 
 
 def online(host: Host, node: int) -> set[int]:
