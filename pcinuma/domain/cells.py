@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """NUMA cells in a domain's XML: written where there were none, recognised later, taken out again.
 
-Written are ``<cpu><numa>``, a ``<memnode>`` for each cell and a ``<vcpupin>`` for each vCPU without a pin, each where libvirt formats it,
-where the memnodes are restrictive ``<numatune><memory>`` of the same mode (libvirt applies that mode to vCPU threads by this element alone,
-and newer ones refuse it elsewhere without it), and in pcinuma's metadata what was added (:class:`MadeCells`). Nothing else changes, and taking it out gives back what was there, byte for
-byte, from the text that was written as from what libvirt made of it.
+Written are ``<cpu><numa>``, a ``<memnode>`` for each cell and a ``<vcpupin>`` for each vCPU without a pin, each where libvirt formats it.
+Where the memnodes are restrictive, ``<numatune><memory>`` is too: libvirt applies that mode to vCPU threads by this element alone, and
+newer ones refuse memnodes of that mode without it. pcinuma's metadata say what was added (:class:`MadeCells`). Nothing else changes, and
+taking it out gives back what was there, byte for byte, from the text that was written as from what libvirt made of it.
 
 Cells are pcinuma's as long as they are as written. Cells that somebody changed are the owner's: they stay, and only the record goes. A pin
 that somebody changed is the owner's likewise. Where something else in the domain came to need the cells (memory devices, another
@@ -211,7 +211,7 @@ def _take_out_pins(root: etree._Element, made: MadeCells) -> None:
 
 
 def _take_out_tuning(root: etree._Element, made: MadeCells) -> None:
-    """The memnodes of the cells that go, whatever they say: libvirt takes none for a cell that is not there. ``<memory>`` if it is as made."""
+    """The memnodes of the cells that go, whatever they say: libvirt takes none for a cell that is not there. And ``<memory>`` as made."""
     numatune = child(root, "numatune")
     if numatune is None:
         return

@@ -94,7 +94,7 @@ class _Planner:
         if owners is MemoryMode.RESTRICTIVE and self.mode not in (None, owners):
             every = "<numatune><memory mode='restrictive'> makes every cell's mode restrictive"
             raise NoProposal(every, hint="mode='strict' there leaves a choice")
-        if owners not in (None, MemoryMode.RESTRICTIVE) and self.mode is MemoryMode.RESTRICTIVE:
+        if self.mode is MemoryMode.RESTRICTIVE and owners is not None and owners is not self.mode:
             other = f"<numatune><memory mode='{owners.value}'> lets libvirt take no cell whose mode is restrictive"
             raise NoProposal(other, hint="mode='restrictive' there, or no <memory> there, does")
         return self.mode or owners or MemoryMode.STRICT
