@@ -39,7 +39,7 @@ install:
 	done
 	$(INSTALL_PROGRAM) hook/qemu '$(D)$(pkgdatadir)/qemu-hook'
 	$(INSTALL_PROGRAM) packaging/host-setup '$(D)$(pkgdatadir)/host-setup'
-	$(INSTALL_DATA) systemd/*.service systemd/*.socket '$(D)$(unitdir)'
+	$(INSTALL_DATA) systemd/*.service systemd/*.socket systemd/*.timer '$(D)$(unitdir)'
 	$(INSTALL_DATA) systemd/pcinuma.tmpfiles '$(D)$(tmpfilesdir)/pcinuma.conf'
 	$(INSTALL_DATA) man/*.5 '$(D)$(mandir)/man5'
 	$(INSTALL_DATA) man/*.8 '$(D)$(mandir)/man8'

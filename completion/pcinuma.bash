@@ -21,7 +21,7 @@ _pcinuma() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return
             ;;
-        --report)
+        --report | --output)
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return
             ;;
@@ -50,7 +50,7 @@ _pcinuma() {
 
 _pcinuma_words() {
     case $1 in
-        commands) echo "status plan apply revert enable disable policy cells verify explain topology paths attach detach place check capture proxy demo --help --version" ;;
+        commands) echo "status plan apply revert enable disable policy cells verify explain topology paths attach detach place check capture metrics proxy demo --help --version" ;;
         status | verify | check) echo "--help --json" ;;
         proxy) echo "--help --root --json" ;;
         plan) echo "--help --all --replan --diff --json" ;;
@@ -66,6 +66,7 @@ _pcinuma_words() {
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
         place) echo "--help --root --group-by --policy --cells --replan --report" ;;
+        metrics) echo "--help --output --openmetrics" ;;
         capture) echo "--help --root --force --json" ;;
         demo) echo "--help --keep --json" ;;
     esac

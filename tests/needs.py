@@ -68,7 +68,7 @@ def other_user() -> Reason:
 
 @cache
 def module(name: str) -> Reason:
-    return None if importlib.util.find_spec(name) else f"Python has no module {name} (package python3-{name})"
+    return None if importlib.util.find_spec(name) else f"Python has no module {name} (package python3-{name.replace('_', '-')})"
 
 
 @cache
@@ -118,6 +118,7 @@ QUESTIONS: list[tuple[str, Callable[[], Reason]]] = [
     ("some of unit", other_user),
     ("libvirt, some of unit", libvirtd),
     ("unit: the man pages", lambda: program("groff")),
+    ("unit: the metrics", lambda: module("prometheus_client")),
     ("unit: the units", lambda: program("systemd-analyze", "systemd")),
     ("guest, lab", lambda: program("qemu-system-x86_64", "qemu-system-x86")),
     ("guest, lab", lambda: program("busybox", "busybox-static")),

@@ -39,6 +39,7 @@ COMMANDS = (
     "place",
     "check",
     "capture",
+    "metrics",
     "proxy",
     "demo",
 )
@@ -51,8 +52,8 @@ start here:
   pcinuma topology VM      the host beside the guest, device by device
   pcinuma plan VM          what pcinuma would change, and why
 
-Only apply, revert, enable, disable, policy, "cells --apply|--remove", attach, detach, capture and "proxy enable|disable" write anything,
-and each says what it wrote.
+Only apply, revert, enable, disable, policy, "cells --apply|--remove", attach, detach, capture, "metrics --output" and "proxy
+enable|disable" write anything, and each says what it wrote.
 `pcinuma COMMAND --help` has examples. Exit codes: 0 done, 1 a negative answer or a failed operation, 2 wrong usage or unusable input.
 """
 _INTERRUPTED = 130

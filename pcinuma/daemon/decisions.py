@@ -8,9 +8,10 @@ every domain. Finding a domain placed that was recorded as placed is no new deci
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import replace
 from datetime import datetime, timezone
-from typing import Optional
+from typing import Any, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.daemon.state import Decision, Record, State
@@ -27,11 +28,22 @@ class Decisions:
     def __init__(self, state: State, state_file: StateFile) -> None:
         self._state = state
         self._state_file = state_file
+        self._unplaced: dict[str, Counter[Optional[str]]] = {}
 
     def of(self, uuid: str) -> Optional[Decision]:
         """The last decision about a domain."""
         record = self._state.domains.get(uuid)
         return record.decision if record else None
+
+    def unplaced(self, uuid: str) -> list[dict[str, Any]]:
+        """How many devices are not placed for which reason, the domain's where a device has none of its own. After a restart each has the
+        domain's until it is looked at."""
+        decision, found = self.of(uuid), self._unplaced.get(uuid)
+        if decision is None:
+            return []
+        if found is None or sum(found.values()) != decision.devices - decision.placed:
+            found = Counter({decision.reason: decision.devices - decision.placed})
+        return [{"reason": code, "devices": count} for code, count in sorted(found.items(), key=lambda item: item[0] or "") if count]
 
     def record(self, uuid: str, name: str, result: Result, policy: Policy, *, by: str, began: float, changed: bool = False) -> None:
         """Remember what ``by`` decided. ``began``: time.monotonic() when the work began; ``changed``: the definition was changed."""
@@ -45,6 +57,8 @@ class Decisions:
             now(),
             by,
         )
+        reasons = (device.reason or result.reason for device in result.devices if not device.placed)
+        self._unplaced[uuid] = Counter(reason.value if reason else None for reason in reasons)
         if result.reason is Reason.ALREADY_PLACED and by == "reconciler":
             decision = self._still_placed(uuid, decision)
         news = self._keep(uuid, name, decision) or changed
@@ -76,6 +90,7 @@ class Decisions:
 
     def forget(self, uuid: str) -> None:
         """The domain is gone."""
+        self._unplaced.pop(uuid, None)
         if self._state.domains.pop(uuid, None) is not None:
             self._state_file.changed()
 

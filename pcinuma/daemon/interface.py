@@ -15,7 +15,8 @@ interface {NAME}
 
 # One domain. state: as "virsh domstate" says it, null if unknown. policy: in force. outcome, reason, message: of the last
 # decision (null before the first), made by the reconciler, the hook, the proxy or a command, at a time in ISO 8601.
-# devices: passthrough devices; placed: those among them that are where the host has them.
+# devices: passthrough devices; placed: those among them that are where the host has them; unplaced: the others by reason, the device's
+# own or else the domain's. contended: another program keeps undoing the placement, so the domain is left alone for a while.
 type Domain (
   name: string,
   uuid: string,
@@ -28,8 +29,12 @@ type Domain (
   devices: int,
   placed: int,
   when: ?string,
-  by: ?string
+  by: ?string,
+  unplaced: []Unplaced,
+  contended: bool
 )
+
+type Unplaced (reason: ?string, devices: int)
 
 # The link to libvirt. since: when the connection was made; message: why there is none.
 type Libvirt (connected: bool, uri: string, version: ?string, since: ?string, message: ?string)
@@ -82,6 +87,19 @@ method Status() -> (
   definitions: ?string,
   domains: []Domain
 )
+
+# How many durations, in seconds, were at most each of bounds and more than the one before; the last of counts is of those above all.
+type Histogram (bounds: []float, counts: []int, sum: float)
+
+# Starts of guests. layout: of the XML that libvirt was about to boot: "placed" (as the host is, as far as that can be), "unplaced"
+# (something was to be placed and is not), "left" (nothing was to be placed). by: who placed it last: "reconciler", "proxy", "command" or
+# "other" (it came to libvirt like that); of what is not placed, "hook" (it gave libvirt the placed XML, which stock libvirt ignores) or
+# "nobody". result: "running", "refused" (by the hook), "failed", or "unknown" (libvirt went away).
+type Start (by: string, layout: string, result: string, count: int)
+
+# What was counted since the daemon started. hook: from a hook's question to the answer; reconcile: a look at a domain;
+# connections: how often libvirt was connected to.
+method Counters() -> (hook: Histogram, reconcile: Histogram, starts: []Start, connections: int)
 
 # A failed call: what failed and, where there is something, what to do about it.
 error Error (message: string, hint: ?string)

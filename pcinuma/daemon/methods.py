@@ -91,6 +91,7 @@ class Methods:
             "Disable": self.disable,
             "AttachAddress": self.attach_address,
             "Status": self.status,
+            "Counters": self.counters,
         }
         return {f"{interface.NAME}.{name}": method for name, method in methods.items()}
 
@@ -109,8 +110,10 @@ class Methods:
             )
         found = self._check_start(parameters["xml"].encode())
         refused = found.refusal is not None
+        duration = time.monotonic() - began
 
         def then() -> None:
+            self._reconciler.counters.hook.observe(duration)
             if found.uuid is not None:
                 self._reconciler.start_begins(found.uuid, refused=refused, look_again=found.placed is not None)
                 task = asyncio.get_running_loop().create_task(self._remember(found, began))
@@ -136,6 +139,7 @@ class Methods:
         if found.uuid is not None:
             began = time.monotonic() - answered
             self._reconciler.placer.decisions.record(found.uuid, found.name, layout, found.policy, by="hook", began=began)
+            self._reconciler.counters.start_is(found.uuid, found, layout, persistent=found.uuid in self._reconciler.known)
             if found.refusal is None:
                 self._reconciler.placer.decisions.ran(found.uuid, ran_with)
 
@@ -170,6 +174,8 @@ class Methods:
             by=caller,
             duration_ms=round((time.monotonic() - began) * 1000, 1),
         )
+        if caller == "proxy" and result.outcome is Outcome.PLACED:
+            self._reconciler.counters.placed(name, caller)
         placed = xml if result.refused else result.xml
         return {"xml": placed.decode(), "report": result.report(), "refused": result.refused}
 
@@ -279,6 +285,8 @@ class Methods:
                     "placed": decision.placed if decision else 0,
                     "when": decision.when if decision else None,
                     "by": decision.by if decision else None,
+                    "unplaced": reconciler.placer.decisions.unplaced(uuid),
+                    "contended": known is not None and known.contention.remaining() > 0,
                 }
             )
         return {
@@ -296,6 +304,10 @@ class Methods:
             "definitions": reconciler.definitions_watched,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }
+
+    async def counters(self, parameters: Parameters) -> Reply:
+        """See the interface. Asks nobody."""
+        return self._reconciler.counters.as_json()
 
     async def _runs(self, domain: libvirt.virDomain) -> bool:
         """What libvirt says now: it answers a destroy before the event about it arrives here."""

@@ -21,6 +21,7 @@ import libvirt
 
 from pcinuma.daemon import definition
 from pcinuma.daemon.contention import Addresses
+from pcinuma.daemon.counters import Counters
 from pcinuma.daemon.decisions import Decisions
 from pcinuma.daemon.define_events import DefineEvents
 from pcinuma.daemon.definition import Change, Definitions, Job, Prefetched
@@ -63,6 +64,7 @@ class Placer:
         known: Mapping[str, Known],
         files: DefinitionFiles,
         define_events: DefineEvents,
+        counters: Counters,
     ) -> None:
         self.settings = settings
         self.state = state
@@ -75,6 +77,7 @@ class Placer:
         self._files = files
         self._definitions = Definitions.of(files)
         self._define_events = define_events
+        self._counters = counters
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
@@ -163,6 +166,10 @@ class Placer:
             # What libvirt made of a definition of ours may hold somebody's change of the moment after.
             known.settled = NOT_SETTLED if change.changed else (fingerprint(change.after), time.monotonic())
             known.absent = any(device.reason in _WAITING for device in change.result.devices)
+        if change.changed:
+            self._counters.placed(change.name, by)
+        if by == "reconciler":
+            self._counters.reconcile.observe(time.monotonic() - began)
         policy = change.owner or self.settings.policy
         self.decisions.record(uuid, change.name, change.result, policy, by=by, began=began, changed=change.changed)
 

@@ -24,8 +24,9 @@ from typing import Any, Callable, Optional, TypeVar
 
 import libvirt
 
-from pcinuma.daemon import definition, starts
+from pcinuma.daemon import counters, definition, starts
 from pcinuma.daemon.contention import Contention
+from pcinuma.daemon.counters import Counters
 from pcinuma.daemon.define_events import DefineEvents
 from pcinuma.daemon.definition import Change, Prefetched
 from pcinuma.daemon.definition_files import DefinitionFiles
@@ -66,6 +67,7 @@ class Reconciler:
     def __init__(self, state: State, state_file: StateFile, settings: Settings, root: Path, pools: Pools, executor: Executor) -> None:
         self.known: dict[str, Known] = {}
         self.state = state
+        self.counters = Counters()
         self._state_file = state_file
         self._pools = pools
         self._executor = executor
@@ -74,7 +76,9 @@ class Reconciler:
         self._files = DefinitionFiles(self._definition_written)
         self._written = 0  # definitions that libvirt wrote and may yet send an event for
         self._define_events = DefineEvents(self.known, self.want, self.check_later)
-        self.placer = Placer(state, state_file, settings, root, pools, executor, self.known, self._files, self._define_events)
+        self.placer = Placer(
+            state, state_file, settings, root, pools, executor, self.known, self._files, self._define_events, self.counters
+        )
         self._under_way: dict[str, asyncio.Future[Optional[Placed]]] = {}  # looks
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._host_changed: Optional[asyncio.TimerHandle] = None
@@ -89,6 +93,7 @@ class Reconciler:
 
     async def connected(self, connection: libvirt.virConnect) -> None:
         """A new connection: list everything, and look at all of it."""
+        self.counters.connections += 1
         self._pools.forget()
         self._files.watch()
         domains = await self._in_thread(list_domains, connection)
@@ -104,6 +109,7 @@ class Reconciler:
         self._work_queue.clear()
         self._sweep.clear()
         self._starts.clear()
+        self.counters.disconnected()
         self.known.clear()
         self._files.forget()
         self._pools.forget()
@@ -130,12 +136,14 @@ class Reconciler:
                 known.changed = True
                 self._want_debounced(uuid, known)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STOPPED:
+            self.counters.start_ended(uuid, counters.FAILED)  # of one that ran, that was counted
             self._starts.is_over(uuid)
             if self._decided(uuid, Reason.RUNNING):
                 self.want(uuid)  # not any more
             else:
                 self.check_later(uuid)
         elif event.event == libvirt.VIR_DOMAIN_EVENT_STARTED:
+            self.counters.start_ended(uuid, counters.RUNNING)
             self._starts.is_over(uuid)
             if self._decided(uuid, Reason.MANAGED_SAVE):
                 self.want(uuid)  # the saved state is used up
@@ -335,6 +343,9 @@ class Reconciler:
 
     def start_begins(self, uuid: str, *, refused: bool, look_again: bool) -> None:
         """The hook tells that a domain is about to start: leave it alone until it runs."""
+        self.counters.start_begins(uuid)
+        if refused:
+            self.counters.start_ended(uuid, counters.REFUSED)
         known = self.known.get(uuid)
         if known is None:  # a transient domain; if its start fails, no event will say so
             patience = starts.REFUSAL_TAKES if refused else starts.TAKES
@@ -348,8 +359,10 @@ class Reconciler:
         """The hook tells that a domain does not run any more."""
         self._starts.is_over(uuid)
 
-    def _start_is_over(self, uuid: str) -> None:
+    def _start_is_over(self, uuid: str, failed: bool) -> None:
         """Do what waited for it."""
+        if failed:
+            self.counters.start_ended(uuid, counters.FAILED)
         if uuid in self._work_queue:
             self.want(uuid)
 
@@ -372,6 +385,7 @@ class Reconciler:
 
     def _forget_unless_known(self, uuid: str) -> None:
         if uuid not in self.known:
+            self.counters.start_ended(uuid, counters.FAILED)
             self.placer.decisions.forget(uuid)
 
     def _forget(self, uuid: str) -> None:

@@ -9,7 +9,7 @@ told by whatever comes first:
   made just before the start and be late, so it counts at the end of that;
 * the hook's ``release end``, where it sends that;
 * libvirt itself. A start that fails early has no event, so one thread at most asks whether the domain is active, which is answered when
-  the lock is free again;
+  the lock is free again (and only that tells that it failed);
 * the time that no start takes.
 """
 
@@ -32,10 +32,10 @@ class _Start(NamedTuple):
 
 
 class Starts:
-    """Lives in the event loop. ``over``: called with a domain when its start is over; ``is_active``: libvirt's answer, however long it
-    takes; it may raise anything."""
+    """Lives in the event loop. ``over``: called with a domain when its start is over, and whether it is known to have failed;
+    ``is_active``: libvirt's answer, however long it takes; it may raise anything."""
 
-    def __init__(self, over: Callable[[str], None], is_active: Callable[[str], Awaitable[bool]]) -> None:
+    def __init__(self, over: Callable[[str, bool], None], is_active: Callable[[str], Awaitable[bool]]) -> None:
         self._over = over
         self._is_active = is_active
         self._starts: dict[str, _Start] = {}
@@ -63,10 +63,10 @@ class Starts:
             else:
                 self.is_over(uuid)
 
-    def is_over(self, uuid: str) -> None:
+    def is_over(self, uuid: str, failed: bool = False) -> None:
         """The start is over, one way or the other."""
         if self.forget(uuid):
-            self._over(uuid)
+            self._over(uuid, failed)
 
     def forget(self, uuid: str) -> bool:
         """The domain is gone; return whether it was being started."""
@@ -93,5 +93,5 @@ class Starts:
             except Exception:  # libvirt is gone, or the domain: there is an event for either
                 return
             if not active:
-                asyncio.get_running_loop().call_soon(self.is_over, uuid)  # not from within: it cancels this
+                asyncio.get_running_loop().call_soon(self.is_over, uuid, True)  # not from within: it cancels this
                 return

@@ -79,6 +79,24 @@ def test_a_start_is_reported_to_the_daemon(host: PrivateLibvirt, daemon: Running
     assert (entry["state"], entry["by"], entry["reason"]) == ("running", "hook", "nothing-to-place")
 
 
+def test_starts_are_counted_by_whose_work_they_are_and_how_they_ended(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
+    connection = host.connect()
+    placed(connection.defineXML(guest("counted", ALL)))
+    connection.defineXML(guest("plain"))
+    connection.defineXML(guest("refused", ALL, policy="required", pinned=False))
+    expected = {("reconciler", "placed", "failed"): 1, ("nobody", "left", "running"): 1, ("nobody", "unplaced", "refused"): 1}
+    for name in ("counted", "plain", "refused"):
+        start(host, name)
+
+    def counted() -> dict[tuple[str, str, str], int]:
+        return {(s["by"], s["layout"], s["result"]): s["count"] for s in daemon.call("Counters")["starts"] if s["count"]}
+
+    until(lambda: counted() == expected, "all of them to be counted")
+    found = daemon.call("Counters")
+    assert (sum(found["hook"]["counts"]), found["connections"]) == (3, 1)
+    assert sum(found["reconcile"]["counts"]) >= 3
+
+
 def test_what_starts_is_the_placed_definition(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
     domain = host.connect().defineXML(guest("ready", ALL))
     placed(domain)

@@ -75,6 +75,25 @@ def test_the_hardened_daemon_places_a_domain(installed: Booted) -> None:
     assert installed.run("systemctl", "show", "-p", "NRestarts", "--value", "pcinuma").stdout == "0\n"
 
 
+def test_the_timer_writes_metrics_from_its_sandbox_once_it_is_enabled_and_they_go_with_the_package(machine: Booted) -> None:
+    needs.require(needs.module("prometheus_client"))
+    machine.run("./install.sh", "--no-packages")
+    folder = "/var/lib/prometheus/node-exporter"
+    assert machine.run("systemctl", "is-enabled", "pcinuma-metrics.timer", check=False).stdout == "disabled\n"
+    assert not machine.active("pcinuma-metrics.timer")
+    machine.run("systemctl", "start", "pcinuma-metrics.service")
+    assert not machine.path(folder).exists(), "a host without node_exporter is none of its business"
+    machine.shell(f"mkdir -p {folder}; chown 65534 {folder}/..")
+    machine.run("systemctl", "enable", "--now", "pcinuma-metrics.timer")
+    file = machine.path(f"{folder}/pcinuma.prom")
+    until(file.exists, "the metrics to be written")
+    assert "pcinuma_up 1.0" in file.read_text().splitlines()
+    assert [path.name for path in file.parent.iterdir()] == ["pcinuma.prom"]
+    machine.run("./install.sh", "--purge")
+    assert not machine.active("pcinuma-metrics.timer")
+    assert not [name for name in machine.written() if "pcinuma-metrics" in name or "pcinuma.prom" in name]
+
+
 LOOK = """
 import errno, json, os, sys
 from pathlib import Path

@@ -188,7 +188,7 @@ def test_a_change_after_a_quiet_time_waits_for_nothing_and_no_burst_for_ever(gap
 
 def test_a_start_is_over_at_the_first_sign_of_it() -> None:
     async def run() -> None:
-        over: list[str] = []
+        over: list[tuple[str, bool]] = []
         active = {"asked": True}
         asked = threading.Event()
 
@@ -196,14 +196,14 @@ def test_a_start_is_over_at_the_first_sign_of_it() -> None:
             asked.set()
             return active[uuid]
 
-        starts = Starts(over.append, is_active)
+        starts = Starts(lambda *told: over.append(told), is_active)
         for sign in (starts.is_over, starts.lock_was_free):
             starts.begins("vm", refused=False)
             assert "vm" in starts
             sign("vm")
             await asyncio.sleep(2 * SIGNS_ARE_LATE)
             assert "vm" not in starts
-        assert over == ["vm", "vm"]
+        assert over == [("vm", False), ("vm", False)]
         starts.begins("asked", refused=False)
         while not asked.is_set():
             await asyncio.sleep(0.01)
@@ -213,7 +213,7 @@ def test_a_start_is_over_at_the_first_sign_of_it() -> None:
             await asyncio.sleep(0.01)
         starts.begins("gone", refused=False)
         assert starts.forget("gone")
-        assert over == ["vm", "vm", "asked"]
+        assert over == [("vm", False), ("vm", False), ("asked", True)]
         starts.clear()
 
     asyncio.run(asyncio.wait_for(run(), 30))
