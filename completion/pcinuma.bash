@@ -51,7 +51,8 @@ _pcinuma() {
 _pcinuma_words() {
     case $1 in
         commands) echo "status plan apply revert enable disable policy cells verify explain topology paths attach detach place check capture metrics proxy demo --help --version" ;;
-        status | verify | check) echo "--help --json" ;;
+        status) echo "--help --check --json" ;;
+        verify | check) echo "--help --json" ;;
         proxy) echo "--help --root --json" ;;
         plan) echo "--help --all --replan --diff --json" ;;
         apply) echo "--help --all --replan --dry-run --json" ;;

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""``pcinuma status``: every domain, and what the daemon last decided about it."""
+"""``pcinuma status``: every domain, and what the daemon last decided about it; with ``--check``, whether all is as it should be."""
 
 from __future__ import annotations
 
 import argparse
 import json
-from typing import Any, Mapping
+from typing import Any, Mapping, Optional
 
 from pcinuma.daemon import client
-from pcinuma.errors import EXIT_DONE, LibvirtError
+from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, DaemonError, LibvirtError
 from pcinuma.printable import printable
 from pcinuma.show.describe import count
 from pcinuma.show.screen import Screen
@@ -21,9 +21,13 @@ examples:
   pcinuma status
   pcinuma status vm1 vm2
   pcinuma status --json | jq '.domains[] | select(.outcome == "fallback")'
+  pcinuma status --check || echo "something is not placed"
 
 PLACED counts the passthrough devices that the definition has where the host has them. BY says who decided last: the reconciler, the
 hook at a start, the proxy, or a command.
+
+With --check each domain is looked at anew, which changes nothing, and one line says what is not placed although it may be; exit code 1 if
+there is any, or if it cannot be told. Domains that are disabled or off are left alone.
 """
 
 _OUTCOMES = {"placed": ("placed", "green"), "unchanged": ("unchanged", "dim"), "fallback": ("fallback", "red")}
@@ -31,10 +35,13 @@ _OUTCOMES = {"placed": ("placed", "green"), "unchanged": ("unchanged", "dim"), "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("domains", nargs="*", metavar="DOMAIN", help="only these (names or UUIDs)")
+    parser.add_argument("--check", action="store_true", help="look at them anew: exit code 1 unless everything is placed that may be")
     parser.add_argument("--json", action="store_true", help="plain data")
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.check:
+        return _check(args)
     status = client.call("Status")
     if args.domains:
         status["domains"] = [_find(status, name) for name in args.domains]
@@ -58,6 +65,24 @@ def run(args: argparse.Namespace) -> int:
     header = ("DOMAIN", "STATE", "POLICY", "ENABLED", "PLACED", "OUTCOME", "BY", "WHEN", "WHY")
     print("\n".join(screen.table(rows, header)) if rows else "libvirt has no persistent domains")
     return EXIT_DONE
+
+
+def _check(args: argparse.Namespace) -> int:
+    from pcinuma.cli import status_check  # not for those who only look
+
+    status: Optional[dict[str, Any]] = None
+    try:
+        status = status_check.status()
+        if args.domains:
+            status["domains"] = [_find(status, name) for name in args.domains]
+        check = status_check.check(status)
+    except DaemonError as error:
+        check = status_check.Check([error.sentence()])
+    if args.json:
+        print(json.dumps({**(status or {}), "check": check.as_json()}, indent=2))
+    else:
+        print(check.line())
+    return EXIT_DONE if check.passed else EXIT_NEGATIVE
 
 
 def _find(status: Mapping[str, Any], name: str) -> Any:
