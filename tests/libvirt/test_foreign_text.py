@@ -30,6 +30,7 @@ EVERY = (
     ("status",),
     ("status", NAME),
     ("status", f"no {NAME}"),
+    ("status", "--check"),
     ("check",),
     ("policy", NAME),
     ("plan", NAME),
