@@ -15,6 +15,8 @@ bashcompletiondir = $(datadir)/bash-completion/completions
 zshcompletiondir = $(datadir)/zsh/site-functions
 # The program has a directory of its own: it is no library for others.
 pkgdatadir = $(datadir)/pcinuma
+# oVirt's vdsm has its hooks there. After those of others, which are 50_: what they add to a VM counts.
+vdsmhooksdir = $(prefix)/libexec/vdsm/hooks
 PYTHON = /usr/bin/python3
 
 INSTALL = install
@@ -49,4 +51,10 @@ install:
 	$(INSTALL_DATA) completion/_pcinuma '$(D)$(zshcompletiondir)/_pcinuma'
 	$(INSTALL_DATA) config/pcinuma.conf '$(D)$(sysconfdir)/pcinuma/pcinuma.conf'
 
-.PHONY: all install
+# For hosts of oVirt: a package of its own beside the one above.
+install-vdsm-hook:
+	$(INSTALL) -d -m 0755 '$(D)$(vdsmhooksdir)/before_vm_start'
+	sed -e 's|@PYTHON@|$(PYTHON)|; s|@PKGDATADIR@|$(pkgdatadir)|' packaging/vdsm/before_vm_start.in >'$(D)$(vdsmhooksdir)/before_vm_start/60_pcinuma'
+	chmod 0755 '$(D)$(vdsmhooksdir)/before_vm_start/60_pcinuma'
+
+.PHONY: all install install-vdsm-hook

@@ -13,7 +13,7 @@ cpuset/>`` for each vCPU that it pinned, and in ``made`` the names of the elemen
 from __future__ import annotations
 
 from functools import partial
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, Mapping, NamedTuple, Optional
 
 from lxml import etree
 
@@ -68,6 +68,16 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
         None if cells is None else _asks_for_cells(cells),
         _made_cells(children["cells"][0]) if "cells" in children else None,
     )
+
+
+def write_wishes(document: Document, wishes: Mapping[str, str]) -> None:
+    """Set the owner's attributes to ``wishes``; the others stay."""
+    there = child(document.root, "metadata")
+    element = find(there)
+    if element is None:
+        element = _create(document.root, there)
+    for name, value in wishes.items():
+        element.set(name, value)
 
 
 def write_placement(document: Document, placement: Optional[Placement]) -> None:

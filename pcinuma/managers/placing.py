@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What both hooks do with a domain: the owner's wishes, which the manager has in its own form, go into pcinuma's metadata as
+`pcinuma policy` would write them, and the engine places what comes of it.
+
+The wishes stay in the XML where nothing is placed for a reason that is theirs (policy ``off``), since the daemon and libvirt's hook on
+the same host read them there. Where placing fails, the XML is what it was. A wish that means nothing is such a failure, and is named.
+"""
+
+from __future__ import annotations
+
+import pickle
+from functools import partial
+from pathlib import Path
+from typing import Mapping, NamedTuple, Optional
+
+from pcinuma.managers.isolated import LIMIT, isolated
+
+WISHES: Mapping[str, tuple[str, ...]] = {
+    "policy": ("preferred", "required", "off"),
+    "group-by": ("root-complex", "switch", "node"),
+    "cells": ("auto", "off"),
+}
+"""The owner's attributes of the metadata, and what each takes."""
+
+
+class Wish(NamedTuple):
+    """``value`` of an attribute, and the ``name`` by which the owner knows it."""
+
+    name: str
+    value: str
+
+
+class Answer(NamedTuple):
+    """``xml``: what to start, None where it stays as it is. ``refused``: policy ``required`` is not met. ``said``: for the log."""
+
+    xml: Optional[bytes]
+    refused: bool
+    said: tuple[str, ...]
+
+
+def answer(xml: bytes, wishes: Mapping[str, Wish], root: Path, seconds: float = LIMIT) -> Answer:
+    """Place the domain ``xml`` on the host below ``root``, in a process of its own. Never raises for what the XML or the host is like."""
+    required = wishes.get("policy", Wish("", "")).value == "required"
+    for attribute, wish in wishes.items():
+        if wish.value not in WISHES[attribute]:
+            return Answer(None, required, (f"{wish.name} is {wish.value!r}, none of {', '.join(WISHES[attribute])}: nothing is placed",))
+    try:
+        found: Answer = pickle.loads(isolated(partial(_placed, xml, {name: wish.value for name, wish in wishes.items()}, root), seconds))
+    except Exception as error:
+        return Answer(None, required, (f"placing failed, so nothing is placed ({error})",))
+    if not found.refused or not required:
+        return found
+    return found._replace(said=(*found.said, f"{wishes['policy'].name} is 'required': without it the guest starts as it is defined"))
+
+
+def _placed(xml: bytes, wishes: Mapping[str, str], root: Path) -> bytes:
+    from pcinuma.domain.metadata import write_wishes
+    from pcinuma.domain.xml import Document
+    from pcinuma.engine import Request, place
+    from pcinuma.reason import Outcome
+    from pcinuma.settings import load_settings
+
+    given = xml
+    if wishes:
+        document = Document(xml)
+        write_wishes(document, wishes)
+        given = document.serialise()
+    result = place(given, Request(root=root, settings=load_settings(root)))
+    said = [*result.warnings]
+    if result.message is not None:
+        said.append(result.message)
+    said += _unread(result.report(), root)
+    kept = result.refused or result.xml == xml or (result.outcome is Outcome.FALLBACK and result.xml == given)
+    return pickle.dumps(Answer(None if kept else result.xml, result.refused, tuple(dict.fromkeys(said))))
+
+
+def _unread(report: Mapping[str, object], root: Path) -> list[str]:
+    """What an unprivileged reader is not told, where it mattered."""
+    from pcinuma.host.place import DEVICES, HostReader
+    from pcinuma.host.sysfs import Sysfs
+
+    if report["group_by"] != "switch":
+        return []
+    reader, sysfs = HostReader(root), Sysfs(root)
+    devices = report["devices"]
+    assert isinstance(devices, list)
+    bridges = {bridge for line in devices if line["device"] for bridge in reader.route(line["device"]).parents}
+    short = sorted(bridge for bridge in bridges if len(sysfs.read_bytes(f"{DEVICES}/{bridge}/config", 128)) < 128)
+    if not short:
+        return []
+    return [f"switches are taken from the bridges' order alone: this user cannot read the configuration space of {', '.join(short)}"]
