@@ -26,7 +26,21 @@ from pathlib import Path
 from typing import Any, Optional
 
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, PcinumaError, UnusableInput
-from pcinuma.lab import LabError, compare, drawing, guest_tree, initramfs, jobs, kernel, layout, machine, nested, presets, virtual_host
+from pcinuma.lab import (
+    LabError,
+    compare,
+    drawing,
+    guest_tree,
+    initramfs,
+    jobs,
+    kernel,
+    layout,
+    machine,
+    nested,
+    presets,
+    quick,
+    virtual_host,
+)
 from pcinuma.lab.guest_tree import SeenDevice, SeenTree
 from pcinuma.lab.presets import Preset
 from pcinuma.settings import GroupBy
@@ -34,6 +48,7 @@ from pcinuma.show.screen import Screen
 
 GROUP_BY = GroupBy.SWITCH
 TIMEOUT = 1500
+_MINUTES = "about two minutes"
 _MEMORY_FOR_TWO_MIB = 5000
 
 
@@ -75,10 +90,11 @@ def main(argv: Optional[list[str]] = None) -> int:
     """The command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="pcinuma demo", description="what a guest sees without pcinuma and with it, on a virtual host")
     parser.add_argument("--keep", action="store_true", help="end with a shell in the virtual host")
+    parser.add_argument("--quick", action="store_true", help="boot only a guest, placed on a server that was written down")
     parser.add_argument("--json", action="store_true", help="print plain data instead of the drawing")
     args = parser.parse_args(argv)
-    if args.keep and args.json:
-        parser.error("--keep and --json do not go together")
+    if args.keep and (args.json or args.quick):
+        parser.error("--keep goes with neither --json nor --quick")
     for ending in (signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(ending) is not signal.SIG_IGN:  # as below nohup
             signal.signal(ending, signal.default_int_handler)
@@ -94,12 +110,8 @@ def main(argv: Optional[list[str]] = None) -> int:
 
 def missing() -> list[str]:
     """What the demonstration needs and this machine does not have, each with what to install."""
-    wanted = []
-    for need in (machine.binary, initramfs.busybox):
-        try:
-            need()
-        except LabError as error:
-            wanted.append(error.sentence())
+    wanted: list[str] = []
+    wanted += missing_for_guest()
     for program in ("libvirtd", "virtlogd", "virsh", "dbus-daemon", "depmod"):
         if not any(Path(folder, program).exists() for folder in ("/usr/bin", "/usr/sbin")):
             wanted.append(f"{program} is not installed below /usr")
@@ -111,13 +123,27 @@ def missing() -> list[str]:
     return wanted
 
 
+def missing_for_guest() -> list[str]:
+    """The same for a guest alone."""
+    wanted = []
+    for need in (machine.binary, initramfs.busybox):
+        try:
+            need()
+        except LabError as error:
+            wanted.append(error.sentence())
+    return wanted
+
+
 def _run(args: argparse.Namespace) -> int:
+    if args.quick:
+        return _run_quick(args)
     if args.keep and not (os.isatty(0) and os.isatty(1)):
         raise UnusableInput("--keep needs a terminal to put the shell on")
     lacking = missing()
     if lacking:
         raise LabError("; ".join(lacking), hint="sudo ./install.sh --demo from a checkout installs what is missing")
     progress = Progress(args.json)
+    progress(f"this takes {_MINUTES} where nothing else runs; `pcinuma demo --quick` takes half a minute{_to_fetch()}")
     screen = Screen.of()
     preset = presets.two_sockets_with_switches()
     with tempfile.TemporaryDirectory(prefix="pcinuma-demo-", dir="/var/tmp") as folder:
@@ -139,9 +165,25 @@ def _run(args: argparse.Namespace) -> int:
     return EXIT_DONE if not findings else EXIT_NEGATIVE
 
 
+def _run_quick(args: argparse.Namespace) -> int:
+    lacking = missing_for_guest()
+    if lacking:
+        raise LabError("; ".join(lacking), hint="sudo ./install.sh --demo from a checkout installs what is missing")
+    progress = Progress(args.json)
+    progress(f"this takes half a minute where nothing else runs{_to_fetch()}")
+    return quick.run(lambda scratch: kernel.fetch(_cache(scratch)), progress, Screen.of(), args.json, progress.seconds)
+
+
+def _to_fetch() -> str:
+    return "" if _is_cached() else ", and a kernel package is to be fetched first"
+
+
+def _is_cached() -> bool:
+    return kernel.DEFAULT_CACHE.is_dir() and any(kernel.DEFAULT_CACHE.glob("*/vmlinux"))
+
+
 def _cache(scratch: Path) -> Path:
-    present = kernel.DEFAULT_CACHE.is_dir() and any(kernel.DEFAULT_CACHE.glob("*/vmlinux"))
-    return kernel.DEFAULT_CACHE if present else scratch / "kernel"
+    return kernel.DEFAULT_CACHE if _is_cached() else scratch / "kernel"
 
 
 def _nodes(preset: Preset) -> dict[int, int]:
@@ -216,9 +258,5 @@ def _drawing(preset: Preset, without: Shown, with_it: Shown, findings: list[comp
         drawing.tree("GUEST WITHOUT PCINUMA", without.guest, without.devices(preset), screen),
         drawing.tree("GUEST WITH PCINUMA", with_it.guest, with_it.devices(preset), screen),
     ]
-    verdict = (
-        screen.paint("Every device is in the guest where it is on the host", "green", "bold")
-        if not findings
-        else "\n".join([screen.paint("The guest does not agree with the host:", "red", "bold"), *map(str, findings)])
-    )
+    verdict = drawing.verdict(findings, screen)
     return ["", *drawing.columns(trees), "", *drawing.table(_facts(preset, without, with_it), screen), "", f"{verdict} ({seconds:.0f} s)."]

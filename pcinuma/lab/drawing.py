@@ -3,10 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Optional
 
-from pcinuma.lab.compare import Pairing, distance
+from pcinuma.lab.compare import Finding, Pairing, distance
 from pcinuma.lab.guest_tree import PciPath, SeenDevice, SeenTree
 from pcinuma.lab.layout import MAIN_ROOT
 from pcinuma.show.screen import PALETTE, Line, Row, Screen, pad, visible
@@ -15,8 +15,19 @@ UPSTREAM_PORTS = {(0x104C, 0x8232)}
 DOWNSTREAM_PORTS = {(0x104C, 0x8233)}
 
 
-def tree(title: str, seen: SeenTree, devices: Mapping[str, Optional[SeenDevice]], screen: Screen) -> list[Line]:
-    """The named devices by node, root complex and switch, as one kernel sees them."""
+def is_emulated_switch(device: SeenDevice) -> bool:
+    """Whether the device is the upstream port of QEMU's switch."""
+    return (device.vendor, device.device) in UPSTREAM_PORTS
+
+
+def tree(
+    title: str,
+    seen: SeenTree,
+    devices: Mapping[str, Optional[SeenDevice]],
+    screen: Screen,
+    is_switch: Callable[[SeenDevice], bool] = is_emulated_switch,
+) -> list[Line]:
+    """The named devices by node, root complex and switch, as one kernel sees them. ``is_switch``: whether a bridge is an upstream port."""
     rows = [Row((screen.paint(title, "bold"),))]
     order = sorted(devices, key=lambda name: _order(devices[name]))
     for name in order:
@@ -30,7 +41,7 @@ def tree(title: str, seen: SeenTree, devices: Mapping[str, Optional[SeenDevice]]
         ]
         for bridge in device.path.bridges:
             there = seen.at(bridge)
-            if there is not None and (there.vendor, there.device) in UPSTREAM_PORTS:
+            if there is not None and is_switch(there):
                 labels.append(f"switch {there.address}")
         rows.append(Row((*labels, f"{screen.paint(name, *_colour(device.numa_node))}\t{device.address}"), name))
     return screen.tree(rows)
@@ -48,6 +59,13 @@ def _node(node: Optional[int], screen: Screen) -> str:
 
 def _colour(node: Optional[int]) -> tuple[str, ...]:
     return () if node is None else (PALETTE[node % len(PALETTE)],)
+
+
+def verdict(findings: Sequence[Finding], screen: Screen) -> str:
+    """The judge's, in words."""
+    if not findings:
+        return screen.paint("Every device is in the guest where it is on the host", "green", "bold")
+    return "\n".join([screen.paint("The guest does not agree with the host:", "red", "bold"), *map(str, findings)])
 
 
 def columns(trees: Sequence[Sequence[Line]]) -> list[str]:

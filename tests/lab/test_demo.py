@@ -82,6 +82,7 @@ def ended(running: Running) -> str:
     assert out == ""
     assert not [host for host in running.hosts if host.is_running() and host.status() != psutil.STATUS_ZOMBIE]
     assert not running.scratch.exists()
+    assert "this takes about two minutes" in errors.splitlines()[0]
     return errors.splitlines()[-1]
 
 
@@ -110,10 +111,11 @@ def test_keep_without_a_terminal_is_refused_before_anything_boots() -> None:
     assert "terminal" in done.stderr
 
 
-def test_keep_and_json_do_not_go_together() -> None:
-    done = subprocess.run([*DEMO, "--keep", "--json"], cwd=CHECKOUT, capture_output=True, text=True, timeout=PROMPT)
+@pytest.mark.parametrize("other", ["--json", "--quick"])
+def test_keep_and_what_has_no_shell_do_not_go_together(other: str) -> None:
+    done = subprocess.run([*DEMO, "--keep", other], cwd=CHECKOUT, capture_output=True, text=True, timeout=PROMPT)
     assert (done.returncode, done.stdout) == (2, "")
-    assert "do not go together" in done.stderr
+    assert "--keep goes with neither" in done.stderr
 
 
 @pytest.mark.skipif(needs.namespaces() is not None, reason=str(needs.namespaces()))
