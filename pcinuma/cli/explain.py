@@ -7,7 +7,7 @@ import argparse
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Sequence
 
 from pcinuma.cli.connect import host_root
 from pcinuma.cli.sources import DomainSource, read_source
@@ -145,7 +145,7 @@ def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[s
         lines.append(screen.paint(f"  {Reason.REQUIRED.sentence}: this domain would not be started", "red"))
     lines += [screen.paint(f"  warning: {printable(warning)}", "yellow") for warning in result.warnings]
     shared = {code: sources for code, sources in reasons(report) if len(sources) > 1}
-    notes = [*_cells(explained), *(f"{sentence(code)} ({code}): {names(sources)}" for code, sources in shared.items())]
+    notes = [*_cells(explained), *(f"{sentence(code)} ({code}): {_whom(sources, result)}" for code, sources in shared.items())]
     if notes:
         lines.append("")
         for note in notes:
@@ -160,6 +160,11 @@ def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[s
         revert, enable = command("revert", explained.source.name), command("enable", explained.source.name)
         lines += ["", *screen.wrap(f"{_TAKE_A_CELL_OUT} `{revert}` first, then change the cells, then `{enable}`.")]
     return lines
+
+
+def _whom(sources: Sequence[str], result: Result) -> str:
+    """Whom a reason is about, by name unless it is everybody."""
+    return f"all {len(sources)} devices" if len(sources) == len(result.devices) else names(sources)
 
 
 def _cells(explained: Explained) -> list[str]:

@@ -19,9 +19,9 @@ from pcinuma.host.sysfs import Sysfs
 from pcinuma.host.topology import HostDevice, Topology, read_topology
 from pcinuma.model import BACKED, Form
 from pcinuma.paths.facts import Ats, Facts, Kind, PathReader
-from pcinuma.paths.verdict import Verdict, Way, below_switch, same_device, without_switch
+from pcinuma.paths.verdict import Verdict, Way, below_switch, same_device, together, without_switch
 from pcinuma.printable import command, printable
-from pcinuma.show.describe import count
+from pcinuma.show.describe import Describer, count
 from pcinuma.show.distance import Distance, distance, guest_location, host_location
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print(json.dumps(data, indent=2))
         return EXIT_DONE
-    lines = _text(members, pairs, source, Screen.of())
+    lines = _text(members, pairs, source, Screen.of(), Describer(root))
     print("\n".join(lines))
     return EXIT_DONE
 
@@ -186,10 +186,13 @@ def _pair_json(pair: Pair) -> dict[str, Any]:
     }
 
 
-def _text(members: Sequence[Member], pairs: Sequence[Pair], source: Optional[DomainSource], screen: Screen) -> list[str]:
+def _text(
+    members: Sequence[Member], pairs: Sequence[Pair], source: Optional[DomainSource], screen: Screen, describer: Describer
+) -> list[str]:
     if not members:
         return ["no GPUs, NICs or drives on this host" if source is None else f"{printable(source.name)}: no passthrough devices"]
     header = ["DEVICE", "KIND", "NODE", "LINK", "ATS", "IOMMU GROUP", *([] if source is None else ["IN THE GUEST", "ATOMICOPS"])]
+    header.append("")
     rows = []
     for member in members:
         facts = member.facts
@@ -198,6 +201,7 @@ def _text(members: Sequence[Member], pairs: Sequence[Pair], source: Optional[Dom
         row = [printable(member.source), facts.kind.value, node, _link(facts, screen), _ats(facts.ats), printable(group)]
         if source is not None:
             row += [member.address or "-", {True: "yes", False: "no", None: "-"}[member.atomics]]
+        row.append(describer.short(facts.device))
         rows.append(row)
     lines = screen.table(rows, header)
     lines += _link_faults(members, screen)
@@ -215,7 +219,7 @@ def _text(members: Sequence[Member], pairs: Sequence[Pair], source: Optional[Dom
 
 def _grouped(pairs: Sequence[Pair]) -> list[tuple[tuple[str, Verdict], list[Pair]]]:
     """The pairs of which the same is to be said, best ways first. Far ones are not told apart by kind; two NICs or drives say nothing."""
-    groups: dict[tuple[str, Verdict], list[Pair]] = {}
+    groups: dict[tuple[str, Verdict], list[Pair]] = {}  # by what is said, whichever devices and ports it names
     for pair in pairs:
         kinds = {pair.one.facts.kind, pair.other.facts.kind}
         if len(kinds) == 1 and kinds != {Kind.GPU} and pair.on_host not in _NEAR:
@@ -224,9 +228,10 @@ def _grouped(pairs: Sequence[Pair]) -> list[tuple[tuple[str, Verdict], list[Pair
         if pair.in_guest is not None:
             distances += f" on the host, {pair.in_guest.value} in the guest"
         what = f"{distances}, {pair.kinds}" if pair.on_host in _NEAR else distances
-        groups.setdefault((what, pair.verdict), []).append(pair)
+        groups.setdefault((what, pair.verdict._replace(names=())), []).append(pair)
     order = list(Way)
-    return sorted(groups.items(), key=lambda item: (order.index(item[0][1].way), item[0][0]))
+    found = [((what, together([pair.verdict for pair in pairs])), pairs) for (what, _), pairs in groups.items()]
+    return sorted(found, key=lambda item: (order.index(item[0][1].way), item[0][0]))
 
 
 def _link(facts: Facts, screen: Screen) -> str:

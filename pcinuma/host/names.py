@@ -20,11 +20,13 @@ class PciNames:
 
     def device(self, vendor: Optional[int], product: Optional[int]) -> Optional[str]:
         """``Vendor Product`` in words, as much of it as is known; None if nothing is."""
+        return " ".join(part for part in self.parts(vendor, product) if part) or None
+
+    def parts(self, vendor: Optional[int], product: Optional[int]) -> tuple[Optional[str], Optional[str]]:
+        """The two names of ``pci.ids``, each None where it is not known."""
         if vendor is None or product is None:
-            return None
-        vendors = self._load()
-        parts = [vendors.get(vendor), self._products.get((vendor, product))]
-        return " ".join(part for part in parts if part) or None
+            return None, None
+        return self._load().get(vendor), self._products.get((vendor, product))
 
     def device_class(self, class_code: Optional[int]) -> Optional[str]:
         """The subclass in words, such as ``Ethernet controller``."""

@@ -30,11 +30,35 @@ class Way(enum.Enum):
 
 
 class Verdict(NamedTuple):
-    """``why``: a sentence without a full stop; ``advice``: what to change and what that costs; None if nothing can be."""
+    """``reason``: a sentence without a full stop; ``change``: what to change and what that costs; None if nothing can be.
+
+    Both speak of the devices or ports in ``names`` by ``{names}`` (a list), ``{ports}`` and ``{acs}`` (the kernel's words for such).
+    """
 
     way: Way
-    why: str
-    advice: Optional[str]
+    reason: str
+    change: Optional[str]
+    names: tuple[str, ...] = ()
+
+    @property
+    def why(self) -> str:
+        """The reason with the names in it."""
+        return self._with_names(self.reason)
+
+    @property
+    def advice(self) -> Optional[str]:
+        """The change with the names in it."""
+        return None if self.change is None else self._with_names(self.change)
+
+    def _with_names(self, text: str) -> str:
+        *first, last = self.names or ("",)
+        listed = f"{', '.join(first)} and {last}" if first else last
+        return text.format(names=listed, ports=";".join(self.names), acs=";".join(f"1xxxxxx@{name}" for name in self.names))
+
+
+def together(verdicts: Sequence[Verdict]) -> Verdict:
+    """The one verdict that says what all of these say, which differ in their names only."""
+    return verdicts[0]._replace(names=tuple(dict.fromkeys(name for verdict in verdicts for name in verdict.names)))
 
 
 UNREADABLE = "the ports' ACS and the devices' ATS cannot be read: run this as root, or capture the machine as root"
@@ -68,9 +92,8 @@ def below_switch(one: Facts, other: Facts, ports: Sequence[Port], *, guest: bool
 def _on_host(one: Facts, other: Facts, ports: Sequence[Port]) -> Verdict:
     redirecting = [port.address for port in ports if port.acs is not None and port.acs.redirect]
     if redirecting:
-        names = ";".join(redirecting)
-        advice = f"switch ACS off in the firmware, or boot with pci=disable_acs_redir={names}; {_ISOLATION}"
-        return Verdict(Way.REDIRECTED, f"ACS sends requests up to the root port at {', '.join(redirecting)}", advice)
+        advice = f"switch ACS off in the firmware, or boot with pci=disable_acs_redir={{ports}}; {_ISOLATION}"
+        return Verdict(Way.REDIRECTED, "ACS sends requests up to the root port at {names}", advice, tuple(redirecting))
     translated = sorted({facts.iommu for facts in (one, other) if facts.iommu not in (None, "identity")}, key=str)
     if translated:
         advice = "boot with iommu=pt; then devices of the host's drivers reach all of its memory"
@@ -84,21 +107,19 @@ def _in_guest(one: Facts, other: Facts, ports: Sequence[Port]) -> Verdict:
         return Verdict(Way.UNKNOWN, UNREADABLE, None)
     without = [facts.name for facts in asking if facts.ats is Ats.NONE]
     if without:
-        return Verdict(Way.REDIRECTED, f"without ATS in {_and(without)} the switch cannot know a guest's addresses", None)
+        return Verdict(Way.REDIRECTED, "without ATS in {names} the switch cannot know a guest's addresses", None, tuple(without))
     off = [facts.name for facts in asking if facts.ats is Ats.OFF]
     if off:
         advice = f"switch ATS on (of Mellanox cards with mlxconfig: ATS_ENABLED=1), and see that the host's IOMMU uses it; {_TRUST}"
-        return Verdict(Way.REDIRECTED, f"ATS is off in {_and(off)}, so the switch cannot know the guest's addresses", advice)
+        return Verdict(Way.REDIRECTED, "ATS is off in {names}, so the switch cannot know the guest's addresses", advice, tuple(off))
     barred = [port for port in ports if port.acs is not None and port.acs.redirect and not port.acs.translated]
     unable = [port.address for port in barred if port.acs is not None and not port.acs.can_translate]
     if unable:
-        return Verdict(Way.REDIRECTED, f"no direct translated requests at {_and(unable)}: the port cannot pass them on", None)
+        reason = "no direct translated requests at {names}: the port cannot pass them on"
+        return Verdict(Way.REDIRECTED, reason, None, tuple(unable))
     if barred:
-        words = ";".join(f"1xxxxxx@{port.address}" for port in barred)
-        advice = f"boot the host with pci=config_acs={words} (Linux 6.11 and later); {_TRUST}"
-        return Verdict(Way.REDIRECTED, f"ACS at {_and([p.address for p in barred])} sends translated requests up, too", advice)
+        advice = f"boot the host with pci=config_acs={{acs}} (Linux 6.11 and later); {_TRUST}"
+        names = tuple(port.address for port in barred)
+        return Verdict(Way.REDIRECTED, "ACS at {names} sends translated requests up, too", advice, names)
     return Verdict(Way.DIRECT, "the devices have addresses translated (ATS), and the switch passes such requests on", None)
 
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(names)

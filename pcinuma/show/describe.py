@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Optional
 
 from pcinuma.host.names import PciNames
 from pcinuma.host.topology import HostDevice
@@ -32,6 +34,12 @@ _CHIPSET_SUBCLASSES = (0x0C05,)
 _PASSABLE = (0x0B40,)
 
 
+_BRACKETS = re.compile(r"\[([^][]+)\]\s*\Z")
+_LEGAL = re.compile(
+    r",?\s+(?:Corporation|Corp|Incorporated|Inc|Company|Co|Ltd|Limited|LLC|GmbH|AG|Technologies|Technology|Electronics|Semiconductor)\b\.?"
+)
+
+
 class Describer:
     """Words for the devices of one host."""
 
@@ -50,6 +58,11 @@ class Describer:
             return own  # pci.ids says "Non-Volatile memory controller", which nobody calls an NVMe
         return from_file or own or _CLASSES.get(subclass >> 8) or f"device of class {subclass:04x}"
 
+    def short(self, device: HostDevice) -> str:
+        """Vendor and product as people say them; nothing where no ``pci.ids`` has the product."""
+        parts = next((found for names in self._names if (found := names.parts(device.vendor, device.product))[1]), (None, None))
+        return "" if parts[1] is None else printable(short_name(*parts))
+
     def product(self, device: HostDevice) -> str:
         """Vendor and product in words, else their numbers as lspci has them."""
         name = next((text for names in self._names if (text := names.device(device.vendor, device.product))), None)
@@ -58,6 +71,15 @@ class Describer:
         if device.vendor is None or device.product is None:
             return ""
         return f"[{device.vendor:04x}:{device.product:04x}]"
+
+
+def short_name(vendor: Optional[str], product: Optional[str]) -> str:
+    """A device as people call it, from the two names of ``pci.ids``: without the company's legal form, and of a product that has a model's
+    name in brackets behind the chip's, that name (``NVIDIA H100 SXM5 80GB``)."""
+    model = _BRACKETS.search(product or "")
+    maker = _BRACKETS.search(vendor or "")
+    name = maker.group(1) if maker else _LEGAL.sub("", vendor or "").strip(" ,.")
+    return " ".join(part for part in (name, model.group(1) if model else product) if part)
 
 
 def is_endpoint(device: HostDevice) -> bool:

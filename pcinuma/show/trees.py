@@ -20,7 +20,7 @@ from pcinuma.show.describe import Describer, count, is_chipset, is_endpoint, siz
 from pcinuma.show.guest import SWITCH, Guest
 from pcinuma.show.screen import PALETTE, Row, Screen
 
-_ADDRESSLESS = {
+ADDRESSLESS = {
     AttachedAs.PCI: "no guest address yet",
     AttachedAs.UNASSIGNED: "not given to the guest",
     AttachedAs.NOT_PCI: "no PCI device in the guest",
@@ -88,7 +88,7 @@ def side_by_side(
             continue
         name = str(item.device.address)
         more = "" if item.source == name else screen.paint(f"  {printable(_short(item.source, name))}", "dim")
-        label = f"{marks[item.source]} {name}\t{describer.kind(item.device)}{more}"
+        label = f"{marks[item.source]} {name}\t{describer.short(item.device) or describer.kind(item.device)}{more}"
         above = (*_root_labels(topology, item.device, screen), *_switch_labels(item.device))
         left.append(Row((*above, label), item.source))
     right = [Row((screen.paint(f"GUEST {printable(guest.domain.name)}", "bold"),)), *guest_rows(guest, marks, screen, nodes)]
@@ -111,7 +111,7 @@ def guest_rows(guest: Guest, marks: Mapping[str, str], screen: Screen, nodes: Ma
 
 def _guest_row(guest: Guest, device: Passthrough, marks: Mapping[str, str], screen: Screen, nodes: Mapping[int, int]) -> Row:
     if device.address is None:
-        head = screen.paint(_ADDRESSLESS[device.attached_as], "bold")
+        head = screen.paint(ADDRESSLESS[device.attached_as], "bold")
         return Row((head, f"{marks[device.source]} {printable(device.source)}"), device.source)
     labels = [_cell_label(guest, guest.cell(device.address), screen, nodes)]
     top = guest.top(device.address)
@@ -129,7 +129,7 @@ def device_state(guest: Guest, source: str, placed: bool, screen: Screen) -> str
     if placed:
         return screen.paint("placed", "green")
     if device is not None and device.attached_as is not AttachedAs.PCI:
-        return screen.paint(_ADDRESSLESS[device.attached_as], "dim")
+        return screen.paint(ADDRESSLESS[device.attached_as], "dim")
     top = None if device is None or device.address is None else guest.top(device.address)
     if top is None:
         return screen.paint("default root", "yellow")
@@ -190,17 +190,28 @@ def _device_label(device: HostDevice, screen: Screen, describer: Describer) -> s
 
 
 def tags(passed: Sequence[Passed], screen: Screen) -> dict[str, str]:
-    """Source -> the device's letter (a … z, aa, ab, …) in the colour of its host node, in the order of the host's tree."""
-    ordered = sorted(passed, key=lambda item: _order(item.device))
+    """Source -> the device's letter in the colour of its host node, in the order of the host's tree."""
     return {
-        item.source: screen.paint(_letter(number), node_colour(item.device.node if item.device else None), "bold")
-        for number, item in enumerate(ordered)
+        item.source: screen.paint(letter, node_colour(item.device.node if item.device else None), "bold")
+        for letter, item in in_order(passed)
     }
 
 
+def in_order(passed: Sequence[Passed]) -> list[tuple[str, Passed]]:
+    """The devices in the order of the host's tree, each with its letter (a … z, aa, ab, …)."""
+    ordered = sorted(passed, key=lambda item: _order(item.device))
+    return [(_letter(number), item) for number, item in enumerate(ordered)]
+
+
 def letters(marks: Mapping[str, str], sources: Sequence[str]) -> str:
-    """The devices' letters in a row, in the order of the drawing."""
-    return ", ".join(mark for source, mark in marks.items() if source in sources)
+    """The devices' letters in a row, in the order of the drawing; three and more neighbours as ``a to c``."""
+    runs: list[list[str]] = [[]]
+    for source, mark in marks.items():
+        if source in sources:
+            runs[-1].append(mark)
+        elif runs[-1]:
+            runs.append([])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(run) for run in runs if run)
 
 
 def _letter(number: int) -> str:

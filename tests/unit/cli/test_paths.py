@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import tarfile
 import tempfile
@@ -314,3 +315,30 @@ def test_a_machine_without_devices_says_so(tmp_path: Path, capsys: pytest.Captur
     Host().node(0, "0-1").write(tmp_path)
     assert main(["paths", "--root", str(tmp_path)]) == 0
     assert capsys.readouterr().out == "no GPUs, NICs or drives on this host\n"
+
+
+@pytest.mark.parametrize("machine", ["eight-gpus", "cascaded-switches", "two-sockets", "two-root-complexes", "mediated", "four-nodes"])
+@pytest.mark.parametrize("acs", [(ALL, LINUX), (ALL, 0), None], ids=["redirect", "no redirect", "no ACS"])
+def test_what_is_to_be_said_of_many_pairs_is_said_once(
+    machine: str, acs: Optional[tuple[int, int]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    host = MACHINES[machine]()
+    for port in ports_of(host):
+        port.acs = acs
+    answered = answer(capsys, host, tmp_path)
+    assert main(["paths", "--root", str(tmp_path)]) == 0
+    text = capsys.readouterr().out
+    listed, *blocks = text.split("\n\n")
+    assert "0000:" in listed
+    said = [(block.splitlines()[0].partition(":")[0], *_without_addresses(block.splitlines()[1:])) for block in blocks]
+    assert len(said) == len(set(said))
+    ports = {name for p in answered["pairs"] for name in re.findall(ADDRESS, (p["advice"] or "").partition("redir=")[2])}
+    shown = {name for block in blocks for name in re.findall(ADDRESS, block.partition("redir=")[2])}
+    assert shown == ports, "one boot option names every port that some pair would have to"
+
+
+ADDRESS = r"[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]"
+
+
+def _without_addresses(lines: list[str]) -> list[str]:
+    return [re.sub(rf"({ADDRESS})((, |;| and ){ADDRESS})*", "X", line) for line in lines]
