@@ -51,8 +51,7 @@ def bus_numbers(domain: Domain) -> dict[int, Bus]:
     if 0 not in domain.controllers:  # libvirt does not insist on having the default root spelled out
         roots.insert(0, Controller(0, "pcie-root"))
     for root in roots:
-        pci_domain = (root.target_index or 0) if root.model == "pci-root" else 0
-        first = Bus(pci_domain, root.bus_nr or 0)
+        first = root_bus(root)
         # On the root bus of a pci-expander-bus QEMU puts a bridge, and everything behind that.
         start = first._replace(number=first.number + 1) if root.model == "pci-expander-bus" else first
         taken.append((first, _number(domain, root, start, buses), root.index))
@@ -61,6 +60,11 @@ def bus_numbers(domain: Domain) -> dict[int, Bus]:
         if first <= last:
             raise UnusableInput(f"bus {first.number:02x} belongs to controller {index}, too", subject=f"PCI controller {other}")
     return buses
+
+
+def root_bus(root: Controller) -> Bus:
+    """The root bus that an expander or root complex begins."""
+    return Bus((root.target_index or 0) if root.model == "pci-root" else 0, root.bus_nr or 0)
 
 
 def _require_computable(domain: Domain) -> None:

@@ -17,7 +17,7 @@ from pcinuma.host.place import DEVICES
 from pcinuma.host.sysfs import Sysfs
 
 _SPEED = re.compile(r"(\d+(?:\.\d+)?) GT/s")
-_LANES = (1, 2, 4, 8, 12, 16, 32)
+LANES = (1, 2, 4, 8, 12, 16, 32)
 
 
 class Link(NamedTuple):
@@ -37,9 +37,14 @@ def best_link(sysfs: Sysfs, name: str) -> Link:
     own = _told(sysfs, _carrier(sysfs, name), "max")
     path = sysfs.link(f"{DEVICES}/{name}") or ""
     port = _told(sysfs, posixpath.basename(posixpath.dirname(path)), "max") if path else Link()
+    return both_ends(own, port)
+
+
+def both_ends(one: Link, other: Link) -> Link:
+    """The most that a link with these two ends can do, as far as they tell."""
     return Link(
-        min((speed for speed in (own.speed, port.speed) if speed is not None), default=None),
-        min((width for width in (own.width, port.width) if width is not None), default=None),
+        min((speed for speed in (one.speed, other.speed) if speed is not None), default=None),
+        min((width for width in (one.width, other.width) if width is not None), default=None),
     )
 
 
@@ -53,4 +58,4 @@ def _told(sysfs: Sysfs, name: str, which: str) -> Link:
     speed = _SPEED.match(sysfs.read(f"{DEVICES}/{name}/{which}_link_speed") or "")
     width = sysfs.read(f"{DEVICES}/{name}/{which}_link_width") or ""
     lanes = int(width) if width.isascii() and width.isdigit() else 0
-    return Link(float(speed.group(1)) if speed else None, lanes if lanes in _LANES else None)
+    return Link(float(speed.group(1)) if speed else None, lanes if lanes in LANES else None)

@@ -11,7 +11,8 @@ from __future__ import annotations
 import struct
 from typing import Iterator, NamedTuple, Optional
 
-from pcinuma.host.place import port_type
+from pcinuma.host.links import LANES, Link
+from pcinuma.host.place import express_capability, port_type
 
 SIZE = 4096
 DOWNSTREAM_PORTS = (4, 6)
@@ -21,6 +22,7 @@ _ACS, _ATS = 0x000D, 0x000F
 _REQUEST_REDIRECT, _DIRECT_TRANSLATED = 1 << 2, 1 << 6
 _ATS_ENABLE = 1 << 15
 _EXTENDED = 0x100
+_SPEEDS = {1: 2.5, 2: 5.0, 3: 8.0, 4: 16.0, 5: 32.0, 6: 64.0}
 
 
 class Acs(NamedTuple):
@@ -55,6 +57,21 @@ def read_config(data: bytes) -> Config:
         elif number == _ATS and ats is None:
             ats = bool(control & _ATS_ENABLE)
     return Config(kind, True, acs, ats)
+
+
+def secondary_bus(data: bytes) -> Optional[int]:
+    """The number of the bus behind a bridge (header of type 1); None for what is no bridge."""
+    return data[0x19] if len(data) >= 64 and data[0x0E] & 0x7F == 1 else None
+
+
+def link_capability(data: bytes) -> Link:
+    """What the function's Link Capabilities Register says (PCI Express base specification, 7.5.3.6)."""
+    offset = express_capability(data)
+    if offset is None or offset + 0x10 > len(data):
+        return Link()
+    (register,) = struct.unpack_from("<I", data, offset + 0x0C)
+    width = register >> 4 & 0x3F
+    return Link(_SPEEDS.get(register & 0xF), width if width in LANES else None)
 
 
 def without_identity(data: bytes, keep: int) -> bytes:

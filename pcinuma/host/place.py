@@ -272,6 +272,12 @@ def _decimal(text: str) -> Optional[int]:
 
 def port_type(config: bytes) -> Optional[int]:
     """The device/port type in the PCI Express capability of a configuration space; None if the bytes do not tell."""
+    offset = express_capability(config)
+    return None if offset is None else config[offset + 2] >> 4
+
+
+def express_capability(config: bytes) -> Optional[int]:
+    """Where the PCI Express capability of a configuration space begins; None if the bytes do not tell."""
     if len(config) < 64 or not config[6] & 0x10:
         return None
     pointer = config[0x34] & 0xFC
@@ -279,6 +285,6 @@ def port_type(config: bytes) -> Optional[int]:
         if pointer < 64 or pointer + 3 >= len(config):
             return None
         if config[pointer] == 0x10:
-            return config[pointer + 2] >> 4
+            return pointer
         pointer = config[pointer + 1] & 0xFC
     return None

@@ -8,7 +8,8 @@ no mirror) from ``/lib/modules/*/vmlinuz`` of a kernel that is installed. In bot
     RELEASE/vmlinux                 the ELF inside it; QEMU boots it directly by PVH, in half the time
     RELEASE/lib/modules/RELEASE     the modules that the lab may load, with modules.dep
 
-A release directory is complete or absent: it is built beside and renamed. A lock serialises builders.
+A release directory is complete or absent: it is built beside and renamed. A lock serialises builders. One that another version of the lab
+built, with fewer modules, is built anew.
 """
 
 from __future__ import annotations
@@ -34,10 +35,14 @@ META_PACKAGE = "linux-image-amd64"
 
 _MODULE_FOLDERS = (
     *("arch/x86", "block", "crypto", "lib", "virt", "fs/9p", "fs/fscache", "fs/netfs", "fs/overlayfs"),
-    *("drivers/block", "drivers/char/hw_random", "drivers/md", "drivers/net", "drivers/nvme", "drivers/pci", "drivers/vfio"),
+    *("drivers/block", "drivers/char", "drivers/md", "drivers/net", "drivers/nvme", "drivers/pci", "drivers/vfio"),
     *("drivers/virtio", "net/9p", "net/802", "net/8021q", "net/bridge", "net/core", "net/ipv6", "net/llc"),
 )
-_NOT_NEEDED = ("drivers/net/wireless", "drivers/net/usb", "drivers/net/ethernet/mellanox", "drivers/net/can")
+_NOTE = "module-folders"
+_NOT_NEEDED = (
+    *("drivers/char/ipmi", "drivers/char/tpm", "drivers/net/wireless", "drivers/net/usb", "drivers/net/ethernet/mellanox"),
+    "drivers/net/can",
+)
 
 
 @dataclass(frozen=True)
@@ -59,11 +64,17 @@ def fetch(cache: Path = DEFAULT_CACHE) -> Kernel:
     """The kernel in ``cache``, put there first if need be. Raises :class:`LabError` that says what is missing."""
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache):
-        present = sorted(folder for folder in cache.iterdir() if (folder / "vmlinux").is_file())
+        present = sorted(folder for folder in cache.iterdir() if (folder / "vmlinux").is_file() and _is_complete(folder))
         if present:
             return Kernel.in_folder(present[-1])
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
             return _install(_unpack(Path(scratch)), cache, Path(scratch))
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a release has all the modules that this lab may load."""
+    noted = folder / _NOTE
+    return noted.is_file() and set(noted.read_text().split()) >= set(_MODULE_FOLDERS)
 
 
 @contextmanager
@@ -141,6 +152,9 @@ def _install(tree: Path, cache: Path, scratch: Path) -> Kernel:
     _run("depmod", "-b", str(folder), release)
     shutil.copy(image, folder / "vmlinuz")
     (folder / "vmlinux").write_bytes(elf_of(image.read_bytes()))
+    (folder / _NOTE).write_text("\n".join(_MODULE_FOLDERS) + "\n")
+    if (cache / release).exists():
+        (cache / release).rename(scratch / "incomplete")
     folder.rename(cache / release)
     return Kernel.in_folder(cache / release)
 

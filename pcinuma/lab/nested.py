@@ -8,21 +8,25 @@ libvirt, and libvirt chooses everything that pcinuma does not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Optional, Union
 
 from pcinuma.address import PciAddress
-from pcinuma.lab import initramfs, machine
+from pcinuma.lab import guest_agent, initramfs, machine
 from pcinuma.lab.kernel import Kernel
 
 READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
 READ_END = "=====PCINUMA-READ-END====="
 CMDLINE = f"{machine.BRISK} apparmor=0 8250.nr_uarts=1"
 
-_READ = """
+_MODULES = """
+mount -t devtmpfs devtmpfs /dev
 for module in /modules/*.ko; do
     insmod "$module"
 done
+"""
+
+_READ = """
 tries=100
 while [ ! -b /dev/nvme0n1 ] && [ $tries -gt 0 ]; do sleep 0.2; tries=$((tries - 1)); done
 echo "%(begin)s"
@@ -34,6 +38,8 @@ echo "%(end)s"
 
 PLUGGED = "=====PCINUMA-PLUGGED====="
 UNPLUGGED = "=====PCINUMA-UNPLUGGED====="
+FILE_BEGIN = "=====PCINUMA-FILE-BEGIN====="
+FILE_END = "=====PCINUMA-FILE-END====="
 
 # Waiting is a builtin here: nobody types at the serial port.
 _WATCH = """
@@ -42,11 +48,14 @@ count; first=$number
 while [ $number -eq $first ]; do read -r -t 1 nothing; count; done
 read -r -t 1 nothing
 print_tree
+echo "%(begin)s"
+cat /var/run/nvidia-topologyd/virtualTopology.xml
+echo "%(end)s"
 echo "%(plugged)s"
 while [ $number -ne $first ]; do read -r -t 1 nothing; count; done
 echo "%(unplugged)s"
 while :; do read -r -t 60 nothing; done
-""" % {"plugged": PLUGGED, "unplugged": UNPLUGGED}
+""" % {"plugged": PLUGGED, "unplugged": UNPLUGGED, "begin": FILE_BEGIN, "end": FILE_END}
 
 _DOMAIN = """<domain type='qemu'>
   <name>%(name)s</name>
@@ -77,18 +86,25 @@ _DOMAIN = """<domain type='qemu'>
 Slot = Union[PciAddress, tuple[PciAddress, ...]]
 
 
-def image(kernel: Kernel, *, read_disks: bool = False, watch: bool = False) -> bytes:
+def image(kernel: Kernel, *, read_disks: bool = False, agent: Optional[Mapping[str, bytes]] = None, watch: bool = False) -> bytes:
     """The guest's initramfs: it prints its tree, and with ``read_disks`` the first line of each NVMe drive, which is DMA.
 
-    With ``watch`` it prints its tree again when it has got a device more, says when that is gone, and runs on.
+    ``agent``: the files of the QEMU guest agent, which it starts then. With ``watch`` it prints its tree again when it has got a device
+    more, and the topology file for NCCL that was written into it, says when that device is gone, and runs on.
     """
     files: dict[str, bytes] = {}
     # The console that the kernel opened for init is the serial port already, and the tree needs sysfs alone: each mount is a fork.
     work = "mount -t sysfs sysfs /sys\n" + initramfs.PRINT_TREE + "print_tree\nmount -t proc proc /proc\n"
-    if read_disks:
-        work += "mount -t devtmpfs devtmpfs /dev\n" + _READ
-        for number, (name, content) in enumerate(initramfs.modules(kernel, ["nvme"])):
+    modules = [*(["nvme"] if read_disks else []), *(guest_agent.MODULES if agent else [])]
+    if modules:
+        work += _MODULES
+        for number, (name, content) in enumerate(initramfs.modules(kernel, modules)):
             files[f"modules/{number:02}-{name}"] = content
+    if agent:
+        work += guest_agent.START
+        files.update(agent)
+    if read_disks:
+        work += _READ
     if watch:
         work += _WATCH
     files["init"] = ("#!/bin/sh\n" + work + initramfs.RESET).encode()
@@ -105,12 +121,13 @@ def domain(
     memory_mib: int = 256,
     initrd: str = "nested.cpio",
     hotplug: bool = False,
+    agent: bool = False,
 ) -> bytes:
     """The domain XML.
 
     ``cells``: guest cell -> host node; None for a guest without any, whose owner leaves them to pcinuma. A tuple of addresses shares a
     slot. ``policy``, ``group_by``: what its owner asks for. ``hotplug``: the kernel is to serve hot-pluggable ports, which costs it a
-    quarter of a second for each.
+    quarter of a second for each. ``agent``: it has a channel for the QEMU guest agent.
     """
     asked = (("policy", policy), ("group-by", group_by), ("cells", "auto" if cells is None else ""))
     attributes = "".join(f" {key}='{value}'" for key, value in asked if value)
@@ -129,7 +146,7 @@ def domain(
         "numa": numa,
         "initrd": initrd,
         "cmdline": CMDLINE + ("" if hotplug else " pcie_ports=compat"),
-        "hostdevs": "".join(_hostdevs(slots)),
+        "hostdevs": (guest_agent.CHANNEL if agent else "") + "".join(_hostdevs(slots)),
     }
     return (_DOMAIN % values).encode()
 

@@ -135,6 +135,33 @@ def test_its_devices_are_on_vfio_pci_meanwhile_and_given_back(first_host: HostRu
     assert gone == set()
 
 
+def test_verify_passes_by_the_word_of_the_guests_kernel(first_host: HostRun) -> None:
+    assert first_host.out["verify.log"].splitlines()[-1] == "exit code 0", first_host.out["verify.log"]
+    said = json.loads(first_host.out["verify.json"])
+    assert (said["passed"], said["from"], said["agent"]["state"]) == (True, "guest", "answered")
+    live, seen = layout.read(first_host.out["live.xml"].encode()), tier3.trees(first_host)[0]
+    assert [device["source"] for device in said["devices"]] == PASSED
+    for device, there in zip(said["devices"], live.passthrough):
+        printed, told = seen.at(live.path(there.address)), device["guest"]
+        assert printed is not None
+        assert (told["address"], told["numa_node"]) == (str(printed.address), printed.numa_node)
+        assert told["id"] == f"{printed.vendor:04x}:{printed.device:04x}"
+        bridges = [seen.at(path) for path in live.path(there.address).bridges]
+        assert told["bridges"] == [str(bridge.address) for bridge in bridges if bridge is not None]
+        assert told["bars_without_address"] == []
+    assert [device["guest"]["driver"] for device in said["devices"] if device["source"] == ADDRESSES["disk0"]] == ["nvme"]
+
+
+def test_the_topology_for_nccl_is_written_into_the_running_guest(first_host: HostRun) -> None:
+    said = first_host.out["install-nccl.log"].splitlines()
+    assert said[-1] == "exit code 0", said
+    written = guest_tree.between(first_host.out[f"{jobs.NAME}.console"], nested.FILE_BEGIN, nested.FILE_END)
+    assert written.strip() == first_host.out["nccl.xml"].strip() == first_host.out["nccl-computed.xml"].strip()
+    folder, file = "/var/run/nvidia-topologyd", "/var/run/nvidia-topologyd/virtualTopology.xml"
+    wrote = f"vm1: wrote {file}, {len(first_host.out['nccl.xml'])} bytes"
+    assert [line for line in said if line.startswith("vm1: ")] == [f"vm1: made {folder}", wrote]
+
+
 def test_a_running_guest_is_given_a_device_on_the_spare_port_and_its_kernel_sees_the_node(first_host: HostRun) -> None:
     live, inactive = (layout.read(first_host.out[f"attached{which}.xml"].encode()) for which in ("", "-inactive"))
     *_, gpu, _, nic = live.passthrough

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pcinuma.lab import jobs, kernel, nested, presets, virtual_host
+from pcinuma.lab import guest_agent, jobs, kernel, nested, presets, virtual_host
 from pcinuma.lab.hardware import nic
 from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
+from tests import needs
 
 PLUGGED = "other-nic1"
 STRANGER = "stranded"
@@ -38,6 +39,17 @@ JOB = (
     + jobs.GUEST
     + jobs.READ
     + """
+connected() { virsh dumpxml %(vm)s | grep -q "org.qemu.guest_agent.0' state='connected'"; }
+wait_for 600 connected || give_up "no agent runs in the guest"
+step "the guest agent is there"
+pcinuma verify %(vm)s --timeout 1200 --json >/job/out/verify.json 2>/job/out/verify.log
+echo "exit code $?" >>/job/out/verify.log
+step "pcinuma verify: the guest has been asked"
+pcinuma topology %(vm)s --nccl --live --timeout 1200 >/job/out/nccl.xml 2>/job/out/nccl.log
+pcinuma topology %(vm)s --nccl --install --timeout 1200 >/job/out/install-nccl.log 2>&1
+echo "exit code $?" >>/job/out/install-nccl.log
+pcinuma topology %(vm)s --nccl >/job/out/nccl-computed.xml 2>>/job/out/nccl.log
+step "pcinuma topology --nccl --install: the file is in the guest"
 says() { grep -q "$1" /consoles/%(vm)s.console; }
 pcinuma attach %(vm)s %(plugged)s --json >/job/out/attach.json 2>/job/out/attach.log || give_up "attach: $(cat /job/out/attach.log)"
 virsh dumpxml %(vm)s >/job/out/attached.xml
@@ -105,7 +117,7 @@ start_pcinuma
 
 def definition() -> bytes:
     """The guest's, as its owner wrote it: without cells."""
-    return nested.domain(jobs.NAME, preset().slots, None, group_by="switch", hotplug=True)
+    return nested.domain(jobs.NAME, preset().slots, None, group_by="switch", hotplug=True, agent=True)
 
 
 def run(image: kernel.Kernel, scratch: Path) -> HostRun:
@@ -117,7 +129,7 @@ def run(image: kernel.Kernel, scratch: Path) -> HostRun:
         f"{BARE}.xml": nested.domain(BARE, [at["disk0"]], host.cells),
         f"{TRANSIENT}.xml": nested.domain(TRANSIENT, [at["gpu0"]], host.cells),
         "plug.xml": nested.hostdev(at["nic0"]).encode(),
-        "images/nested.cpio": nested.image(image, read_disks=True, watch=True),
+        "images/nested.cpio": nested.image(image, read_disks=True, agent=guest_agent.files(needs.kernel_cache()), watch=True),
     }
     names = {
         "vm": jobs.NAME,

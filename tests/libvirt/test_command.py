@@ -12,6 +12,7 @@ from typing import Any
 import libvirt
 import pytest
 
+from pcinuma.lab import guest_agent
 from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.conftest import require
 from tests.libvirt.domains import cells, guest
@@ -106,8 +107,32 @@ def test_verify_speaks_of_running_guests_only(host: PrivateLibvirt, pcinuma: Com
     domain = host.connect().defineXML(guest("vm1"))
     assert "is not running" in pcinuma("verify", "vm1", exit_code=1)
     domain.create()
-    assert pcinuma.json("verify", "vm1") == {"domain": "vm1", "passed": True, "devices": []}
+    said = pcinuma.json("verify", "vm1")
+    assert said.pop("agent")["state"] == "none"
+    assert said == {"domain": "vm1", "passed": True, "from": "xml", "devices": []}
     assert "GUEST vm1" in pcinuma("topology", "vm1", "--live")
+    domain.destroy()
+
+
+@pytest.mark.parametrize(
+    ("policy", "channel", "state"),
+    [
+        ("preferred", guest_agent.CHANNEL, "disconnected"),
+        ("preferred", "", "none"),
+        ("off", guest_agent.CHANNEL.replace("name=", "state='connected' name="), "off"),
+    ],
+)
+def test_a_guest_whose_agent_cannot_be_asked_is_judged_by_its_xml_and_not_written_to(
+    host: PrivateLibvirt, pcinuma: Command, policy: str, channel: str, state: str
+) -> None:
+    domain = host.connect().defineXML(guest("vm1", extra=channel, policy=policy))
+    domain.create()
+    said = pcinuma.json("verify", "vm1")
+    assert (said["from"], said["agent"]["state"]) == ("xml", state)
+    refusal = pcinuma("topology", "vm1", "--nccl", "--install", exit_code=1)
+    assert refusal.count("\n") == 1
+    assert "by hand" in refusal
+    assert said["agent"]["message"].partition(": ")[2] in refusal
     domain.destroy()
 
 
