@@ -8,14 +8,16 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from pcinuma.cli.connect import host_root
-from pcinuma.cli.nccl import nccl_topology
-from pcinuma.cli.sources import read_source
+from pcinuma.cli.guest_agent import SECONDS
+from pcinuma.cli.nccl import Asked, ask_places, asked_for_install, install, nccl_topology
+from pcinuma.cli.sources import DomainSource, is_file, read_source
 from pcinuma.engine import Result, place
 from pcinuma.errors import EXIT_DONE, UnusableInput
-from pcinuma.host.topology import read_topology
+from pcinuma.guest.agent import AgentError
+from pcinuma.host.topology import Topology, read_topology
 from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
 from pcinuma.reason import Reason
@@ -35,9 +37,11 @@ examples:
   pcinuma topology vm1                the host beside the guest; a device has the same letter on both sides
   pcinuma topology vm.xml --root DIR  a domain from a file on a captured host (see pcinuma capture)
   pcinuma topology vm1 --nccl         the guest's topology as NCCL and RCCL read it (NCCL_TOPO_FILE)
+  pcinuma topology vm1 --nccl --install   the same, written into the running guest where NCCL looks for it
   pcinuma topology --json             everything that was read, for programs
 
-A domain is drawn from the XML of its next start, or from the live XML with --live.
+A domain is drawn from the XML of its next start, or from the live XML with --live. With --live or --install the addresses in the file for
+NCCL are those that the running guest's kernel says through the QEMU guest agent; else, and where it cannot be asked, they are computed.
 """
 
 
@@ -47,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--live", action="store_true", help="draw the running guest instead of its next start")
     parser.add_argument("--all", action="store_true", help="every device of the host, bridges and chipset included")
     parser.add_argument("--nccl", action="store_true", help="print the guest's topology as a file for NCCL (NCCL_TOPO_FILE)")
+    parser.add_argument("--install", action="store_true", help="write that file into the running guest, by its QEMU guest agent")
+    parser.add_argument("--timeout", type=float, default=SECONDS, metavar="SECONDS", help=f"for asking the guest (default {SECONDS:g})")
     parser.add_argument("--json", action="store_true", help="print plain data instead of the drawing")
 
 
@@ -59,6 +65,12 @@ def run(args: argparse.Namespace) -> int:
         raise UnusableInput("--nccl needs a DOMAIN")
     if args.nccl and args.json:
         raise UnusableInput("--nccl is a format of its own, and takes no --json")
+    if args.install and not args.nccl:
+        raise UnusableInput("--install writes the file that --nccl makes, and needs --nccl")
+    if args.install and is_file(args.domain):
+        raise UnusableInput("--install needs a running domain, not a file", subject=args.domain)
+    if not 0 < args.timeout < 86400:
+        raise UnusableInput("--timeout takes seconds, above 0 and below a day")
     root = args.root or host_root()
     with Progress("reading the host"):
         topology = read_topology(root)
@@ -71,14 +83,10 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
 
     with Progress("reading the domain"):
-        source = read_source(args.domain, live=args.live)
+        source = read_source(args.domain, live=args.live or args.install)
         result = place(source.xml, replace(source.request(root), cells=False))
     if args.nccl:
-        text, remarks = nccl_topology(source.xml, frozenset(source.pools), result, topology, root)
-        print(text, end="")
-        for line in remarks:
-            print(f"pcinuma: {printable(line)}", file=sys.stderr)
-        return EXIT_DONE
+        return _nccl(args, source, result, topology, root)
     guest = Guest.read(source.xml, frozenset(source.pools))
     by_address = {str(device.address): device for device in topology.devices}
     passed = [Passed(device.source, by_address.get(device.device or "")) for device in result.devices]
@@ -95,6 +103,31 @@ def run(args: argparse.Namespace) -> int:
     notes += [why(report)] if result.reason is Reason.NO_CELLS else []
     if notes:
         print("\n".join(["", *notes]))
+    return EXIT_DONE
+
+
+def _nccl(args: argparse.Namespace, source: DomainSource, result: Result, topology: Topology, root: Path) -> int:
+    asked: Optional[Asked] = None
+    more = []
+    if args.install:
+        with Progress("asking the guest"):
+            asked = asked_for_install(source, args.timeout)
+    elif args.live:
+        try:
+            with Progress("asking the guest"):
+                asked = ask_places(source, args.timeout)
+        except AgentError as error:
+            more = [f"the addresses in the guest are computed: {error}"]
+    text, remarks = nccl_topology(source.xml, frozenset(source.pools), result, topology, root, asked)
+    for line in [*more, *remarks]:
+        print(f"pcinuma: {printable(line)}", file=sys.stderr)
+    if not args.install:
+        print(text, end="")
+        return EXIT_DONE
+    with Progress("writing into the guest"):
+        done = install(source, text, args.timeout)
+    for line in done:
+        print(f"{printable(source.name)}: {printable(line)}")
     return EXIT_DONE
 
 
