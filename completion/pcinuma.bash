@@ -21,7 +21,7 @@ _pcinuma() {
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
             return
             ;;
-        --report | --output)
+        --report | --output | --svg)
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return
             ;;
@@ -52,7 +52,8 @@ _pcinuma_words() {
     case $1 in
         commands) echo "status plan apply revert enable disable policy cells verify explain topology paths attach detach place check capture metrics proxy demo --help --version" ;;
         status) echo "--help --check --json" ;;
-        verify | check) echo "--help --json" ;;
+        verify) echo "--help --timeout --json" ;;
+        check) echo "--help --json" ;;
         proxy) echo "--help --root --json" ;;
         plan) echo "--help --all --replan --diff --json" ;;
         apply) echo "--help --all --replan --dry-run --json" ;;
@@ -62,14 +63,14 @@ _pcinuma_words() {
         policy) echo "--help --group-by --cells --json" ;;
         cells) echo "--help --apply --remove --replan --memory --diff --root --json" ;;
         explain) echo "--help --root --json" ;;
-        topology) echo "--help --root --live --all --nccl --json" ;;
+        topology) echo "--help --root --live --all --nccl --install --svg --timeout --json" ;;
         paths) echo "--help --root --json" ;;
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
         place) echo "--help --root --group-by --policy --cells --replan --report" ;;
         metrics) echo "--help --output --openmetrics" ;;
         capture) echo "--help --root --force --json" ;;
-        demo) echo "--help --keep --json" ;;
+        demo) echo "--help --keep --quick --json" ;;
     esac
 }
 

@@ -14,6 +14,7 @@ from pcinuma.cli.connect import host_root
 from pcinuma.cli.guest_agent import SECONDS
 from pcinuma.cli.nccl import Asked, ask_places, asked_for_install, install, nccl_topology
 from pcinuma.cli.sources import DomainSource, is_file, read_source
+from pcinuma.cli.whole_file import write_whole
 from pcinuma.engine import Result, place
 from pcinuma.errors import EXIT_DONE, UnusableInput
 from pcinuma.guest.agent import AgentError
@@ -22,6 +23,7 @@ from pcinuma.printable import printable
 from pcinuma.ranges import format_ranges
 from pcinuma.reason import Reason
 from pcinuma.show.changes import controller_json
+from pcinuma.show.columns import topology_picture
 from pcinuma.show.describe import Describer
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
@@ -38,6 +40,7 @@ examples:
   pcinuma topology vm.xml --root DIR  a domain from a file on a captured host (see pcinuma capture)
   pcinuma topology vm1 --nccl         the guest's topology as NCCL and RCCL read it (NCCL_TOPO_FILE)
   pcinuma topology vm1 --nccl --install   the same, written into the running guest where NCCL looks for it
+  pcinuma topology vm1 --svg vm1.svg  a picture: host and guest side by side, for a browser
   pcinuma topology --json             everything that was read, for programs
 
 A domain is drawn from the XML of its next start, or from the live XML with --live. With --live or --install the addresses in the file for
@@ -52,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every device of the host, bridges and chipset included")
     parser.add_argument("--nccl", action="store_true", help="print the guest's topology as a file for NCCL (NCCL_TOPO_FILE)")
     parser.add_argument("--install", action="store_true", help="write that file into the running guest, by its QEMU guest agent")
+    parser.add_argument("--svg", type=Path, metavar="FILE", help="draw host and guest side by side as a picture in FILE")
     parser.add_argument("--timeout", type=float, default=SECONDS, metavar="SECONDS", help=f"for asking the guest (default {SECONDS:g})")
     parser.add_argument("--json", action="store_true", help="print plain data instead of the drawing")
 
@@ -69,6 +73,10 @@ def run(args: argparse.Namespace) -> int:
         raise UnusableInput("--install writes the file that --nccl makes, and needs --nccl")
     if args.install and is_file(args.domain):
         raise UnusableInput("--install needs a running domain, not a file", subject=args.domain)
+    if args.svg is not None and args.domain is None:
+        raise UnusableInput("--svg needs a DOMAIN")
+    if args.svg is not None and (args.nccl or args.json):
+        raise UnusableInput("--svg is a picture, and takes neither --nccl nor --json")
     if not 0 < args.timeout < 86400:
         raise UnusableInput("--timeout takes seconds, above 0 and below a day")
     root = args.root or host_root()
@@ -96,6 +104,10 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_DONE
     known = [(report.guest_cell, report.host_node) for report in result.devices]
     nodes = {cell: node for cell, node in known if cell is not None and node is not None}
+    if args.svg is not None:
+        write_whole(args.svg, topology_picture(topology, guest, passed, nodes, root))
+        print(f"{printable(source.name)}: drawn in {printable(str(args.svg))}")
+        return EXIT_DONE
     print("\n".join(side_by_side(topology, guest, passed, nodes, screen, Describer(root))))
     marks = tags(passed, screen)
     report = result.report()
