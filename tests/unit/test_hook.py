@@ -63,9 +63,12 @@ def daemon(tmp_path: Path, host: Path) -> Iterator[DaemonProcess]:
 
 @pytest.fixture(scope="module", autouse=True)
 def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The hook, but that it waits longer for an answer, so that no busy machine decides whether it gets one."""
-    text = HOOK.read_text().replace("\nDEADLINE = 1.0 ", "\nDEADLINE = 100.0 ")
-    assert text != HOOK.read_text()
+    """The hook, but that it waits longer for an answer, so that no busy machine decides whether it gets one, and finds no command that
+    somebody has installed on this machine."""
+    text = HOOK.read_text()
+    for old, new in (("\nDEADLINE = 1.0 ", "\nDEADLINE = 100.0 "), ('"/usr/bin/pcinuma"', '"/nonexistent/pcinuma"')):
+        assert old in text
+        text = text.replace(old, new)
     PATIENT.append(tmp_path_factory.mktemp("patient") / "qemu")
     PATIENT[-1].write_text(text)
     PATIENT[-1].chmod(0o755)
@@ -300,7 +303,7 @@ def refusal(shown: subprocess.CompletedProcess[bytes]) -> str:
     """The one line with which the start is refused."""
     assert (shown.returncode, shown.stdout) == (1, b"")
     (line,) = shown.stderr.decode().splitlines()
-    assert line.startswith("pcinuma: ")
+    assert line.startswith("pcinuma: ") and line.count("pcinuma: ") == 1
     return line
 
 
