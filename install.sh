@@ -79,6 +79,7 @@ install_all() {
     local nodes=(/sys/devices/system/node/node[0-9]*) version
     version=$(sed -n 's/^__version__ *= *"\(.*\)".*/\1/p' "$SOURCE/pcinuma/__init__.py")
     echo "Installing pcinuma $version"
+    [ $PACKAGES = no ] || TOOLS+=("${NAMES[@]}") # devices by name; it works without
     need "${TOOLS[@]}"
     build "$WORK/$FILE"
     if is_installed "$WORK/$FILE"; then

@@ -10,6 +10,7 @@ case $(uname -m) in
 esac
 FILE=pcinuma.deb
 TOOLS=(make)
+NAMES=(pci.ids)
 DEMO=(busybox-static dbus iproute2 kmod xz-utils zstd)
 OPTIONS=(-qy -o DPkg::Lock::Timeout=300 -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold --no-install-recommends)
 export DEBIAN_FRONTEND=noninteractive NEEDRESTART_MODE=l APT_LISTCHANGES_FRONTEND=none
@@ -22,7 +23,7 @@ fetch() {
     quietly apt-get -q update || echo "Note: apt-get update failed (above); going on with the package lists as they were."
     quietly apt-get "${OPTIONS[@]}" install "$@"
     # What only pcinuma is the reason for goes when pcinuma has gone, by apt autoremove.
-    printf '%s\n' "$@" | grep -e '^python3' -e '^make$' | xargs -r apt-mark auto >/dev/null 2>&1 || true
+    printf '%s\n' "$@" | grep -e '^python3' -e '^make$' -e '^pci\.ids$' | xargs -r apt-mark auto >/dev/null 2>&1 || true
 }
 
 build() {

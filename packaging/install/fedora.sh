@@ -6,6 +6,7 @@ LIBVIRT=(libvirt-daemon-kvm libvirt-client)
 QEMU=(qemu-kvm)
 FILE=pcinuma.rpm
 TOOLS=(make python3-devel rpm-build systemd-rpm-macros)
+NAMES=(hwdata)
 DEMO=()
 
 is_there() {
