@@ -36,6 +36,10 @@ def drawn(folder: Path) -> bytes:
     (folder / "usr/share/misc").mkdir(parents=True)
     (folder / "usr/share/misc/pci.ids").write_text(IDS)
     xml = nested.domain("vm1", sorted(host.names), host.cells, group_by=GroupBy.SWITCH.value)
+    cells = ((b"cell id='0' cpus='0'", b"cell id='0' cpus='0-15'"), (b"cell id='1'", b"cell id='1' cpus='16-31'"))
+    for small, large in ((b"<vcpu>1<", b"<vcpu>32<"), *cells):
+        assert small in xml
+        xml = xml.replace(small, large)
     (folder / "vm1.xml").write_bytes(place(xml, Request(root=folder)).xml)
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(["topology", "--root", str(folder), str(folder / "vm1.xml"), "--svg", str(folder / "picture.svg")]) == 0
