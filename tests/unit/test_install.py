@@ -70,6 +70,8 @@ def test_staging_brings_the_program_the_launchers_the_hook_the_units_and_the_doc
         "usr/bin/pcinuma",
         "usr/bin/pcinuma-proxy",
         "usr/bin/pcinumad",
+        "usr/lib/systemd/system/pcinuma-metrics.service",
+        "usr/lib/systemd/system/pcinuma-metrics.timer",
         "usr/lib/systemd/system/pcinuma-proxy.service",
         "usr/lib/systemd/system/pcinuma-proxy.socket",
         "usr/lib/systemd/system/pcinuma.service",
