@@ -322,14 +322,14 @@ class _Job:
             self.domain = domain._replace(warnings=(*domain.warnings, self._doubtful(plan.doubt, existing)))
         devices = tuple(line for line in device_reports(self.domain, self.resolution, plan) if line.source not in followers)
         if domain.placement is None and not plan.addresses:
-            return self._left_alone(*self._why_nothing(devices), plan)
+            return self._left_alone(*self._why_nothing(devices), plan, devices)
         if self.policy is Policy.REQUIRED:
             lacking = unmet(devices)
             if lacking is not None:
                 return self._refuse(lacking)
         if plan.empty and _says_the_same(plan.placement, domain.placement):
             why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.addresses else self._why_nothing(devices)
-            return self._as_it_is(Outcome.UNCHANGED, *why, plan)
+            return self._as_it_is(Outcome.UNCHANGED, *why, plan, devices)
         if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included
             return self._nothing_left()
         apply_plan(self.document, self.elements, plan)
@@ -380,9 +380,11 @@ class _Job:
         except NoRoom:
             return False
 
-    def _left_alone(self, reason: Reason, message: str, plan: Optional[Plan] = None) -> Result:
+    def _left_alone(
+        self, reason: Reason, message: str, plan: Optional[Plan] = None, devices: Optional[tuple[DeviceReport, ...]] = None
+    ) -> Result:
         """Nothing to do; but a record of pcinuma's by which nothing is placed any more goes."""
-        result = self._as_it_is(Outcome.UNCHANGED, reason, message, plan)
+        result = self._as_it_is(Outcome.UNCHANGED, reason, message, plan, devices)
         nothing = plan is not None or reason in (Reason.NOTHING_TO_PLACE, Reason.NO_CELLS)
         gone = nothing and self.recorded and self.domain.placement is None
         if not gone or result.outcome is not Outcome.UNCHANGED:
@@ -402,9 +404,17 @@ class _Job:
         message = f"the standing placement is wrong and no other fits, so it was taken back: {message}"
         return Result(Outcome.FALLBACK, reason, message, None, devices, document.serialise(), False, domain.warnings)
 
-    def _as_it_is(self, outcome: Outcome, reason: Reason, message: str, plan: Optional[Plan] = None) -> Result:
-        """The input byte for byte; under ``required`` only if that is good enough."""
-        devices = device_reports(self.domain, self.resolution, plan, fallback=reason)
+    def _as_it_is(
+        self,
+        outcome: Outcome,
+        reason: Reason,
+        message: str,
+        plan: Optional[Plan] = None,
+        devices: Optional[tuple[DeviceReport, ...]] = None,
+    ) -> Result:
+        """The input byte for byte; under ``required`` only if that is good enough. ``devices``: what ``plan`` makes of them, if known."""
+        if devices is None:
+            devices = device_reports(self.domain, self.resolution, plan, fallback=reason)
         if self.policy is Policy.REQUIRED:
             lacking = unmet(devices)
             if lacking is not None or outcome is Outcome.FALLBACK:

@@ -150,10 +150,15 @@ def _tidy(element: Optional[etree._Element], was_empty: Optional[str]) -> None:
 
 def original_address(entry: Original) -> Optional[PciAddress]:
     """The guest address that ``entry`` keeps; None if the device had none, or if what is kept is none that a guest could have."""
-    if not entry.attributes:
+    return _kept_address(entry.attributes)
+
+
+@remembered
+def _kept_address(attributes: Attributes) -> Optional[PciAddress]:
+    if not attributes:
         return None
-    values = dict(entry.attributes)
-    domain, bus, slot, function = [number(values.get(name, "0"), entry.source) for name in ("domain", "bus", "slot", "function")]
+    values = dict(attributes)
+    domain, bus, slot, function = [number(values.get(name, "0"), name) for name in ("domain", "bus", "slot", "function")]
     if domain or bus > 255 or slot > 31 or function > 7 or values.get("multifunction", "on") not in ("on", "off"):
         return None
     return PciAddress(domain, bus, slot, function)

@@ -352,13 +352,17 @@ class Layout:
         used = {devfn >> 3 for devfn in self.taken.get(0, ())}
         used |= {0, 1, 2} if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
         habitual: tuple[int, ...] = _HABITUAL_MAIN_SLOTS if self.machine is MachineKind.PCIE else ()
-        order: list[int] = [*(slot for slot in (*range(from_slot, 32), *range(2, from_slot)) if slot not in habitual), *habitual]
-        free = [slot for slot in order if slot not in used]
-        for slot in free:
-            if (0, slot) not in self.reserved:
-                return slot
-        if free:
-            return free[0]
+        reserved: Optional[int] = None
+        for slots, others in (((*range(from_slot, 32), *range(2, from_slot)), habitual), (habitual, ())):
+            for slot in slots:
+                if slot in used or slot in others:
+                    continue
+                if (0, slot) not in self.reserved:
+                    return slot
+                if reserved is None:
+                    reserved = slot
+        if reserved is not None:
+            return reserved
         raise NoRoom("no slot is left on the main PCI root")
 
 
