@@ -15,6 +15,16 @@ PATIENCE = 180.0
 
 T = TypeVar("T")
 
+LOGS: dict[str, Callable[[], str]] = {}
+"""What runs for a test at the moment -> its log, which is shown with a test that fails."""
+OF_ENDED: dict[str, str] = {}
+"""The logs of what has ended since the test began."""
+
+
+def log_ends(name: str) -> None:
+    """What is called so in LOGS ends."""
+    OF_ENDED[name] = LOGS.pop(name)()
+
 
 class HarnessError(Exception):
     """What a test started did not do what it was asked for; the text holds the output of whatever failed."""

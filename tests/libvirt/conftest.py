@@ -7,10 +7,12 @@ the test alone: for tests that restart libvirtd, install hooks or start daemons.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+from tests.waiting import LOGS, OF_ENDED
 
 if TYPE_CHECKING:  # where Python has no libvirt, this file can be read all the same, and those that need it say so
     from tests.libvirt.harness import PrivateLibvirt
@@ -34,6 +36,21 @@ def fresh_host() -> Iterator[PrivateLibvirt]:
 
     with PrivateLibvirt() as host:
         yield host
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    OF_ENDED.clear()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport() -> Generator[None, Any, None]:
+    """The logs of what ran meanwhile, with a test that fails: what a busy machine does once in a thousand times is not seen again."""
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed:
+        logs = {**OF_ENDED, **{name: log() for name, log in LOGS.items()}}
+        report.sections += [(f"the log of {name}, its end", log[-20000:]) for name, log in logs.items()]
 
 
 def require() -> None:

@@ -15,7 +15,7 @@ import psutil
 from pcinuma.daemon.client import decode, encode
 from pcinuma.errors import DaemonError
 from tests.libvirt.harness import PrivateLibvirt
-from tests.waiting import PATIENCE, HarnessError, ended, until
+from tests.waiting import LOGS, PATIENCE, HarnessError, ended, log_ends, until
 
 SOCKET = "/run/pcinuma/pcinuma.sock"
 
@@ -34,10 +34,12 @@ class RunningDaemon:
         self._entered: subprocess.Popen[str]
 
     def __enter__(self) -> RunningDaemon:
+        LOGS["pcinumad"] = self.log
         self.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
+        log_ends("pcinumad")
         if self.process is not None:
             self.kill()
 

@@ -13,7 +13,7 @@ import libvirt
 import psutil
 
 from tests.libvirt.harness import PrivateLibvirt
-from tests.waiting import CHECKOUT, HarnessError, ended, until
+from tests.waiting import CHECKOUT, LOGS, HarnessError, ended, log_ends, until
 
 SOCKET = "/run/pcinuma/libvirt-sock"
 
@@ -39,10 +39,12 @@ class RunningProxy:
         self._log = host.base / "pcinuma-proxy.log"
 
     def __enter__(self) -> RunningProxy:
+        LOGS["pcinuma-proxy"] = self.log
         self.start()
         return self
 
     def __exit__(self, *_error: object) -> None:
+        log_ends("pcinuma-proxy")
         if self.parent is not None:
             self.kill(signal.SIGTERM)
 
