@@ -22,8 +22,10 @@ OF_ENDED: dict[str, str] = {}
 
 
 def log_ends(name: str) -> None:
-    """What is called so in LOGS ends."""
-    OF_ENDED[name] = LOGS.pop(name)()
+    """What is called so in LOGS ends (the last that began: there may be several, one in the other)."""
+    log = LOGS.pop(name, None)
+    if log is not None:
+        OF_ENDED[name] = log()
 
 
 class HarnessError(Exception):
