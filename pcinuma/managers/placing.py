@@ -4,6 +4,9 @@
 
 The wishes stay in the XML where nothing is placed for a reason that is theirs (policy ``off``), since the daemon and libvirt's hook on
 the same host read them there. Where placing fails, the XML is what it was. A wish that means nothing is such a failure, and is named.
+
+A manager that keeps no metadata (``forgetful``) asks again with the layout that it was given before and without pcinuma's record of it. No
+wish is left in XML that stays as it is then, and ``required`` is met by devices that are below an expander of their cell, whoever made it.
 """
 
 from __future__ import annotations
@@ -11,9 +14,13 @@ from __future__ import annotations
 import pickle
 from functools import partial
 from pathlib import Path
-from typing import Mapping, NamedTuple, Optional
+from typing import TYPE_CHECKING, Mapping, NamedTuple, Optional
 
 from pcinuma.managers.isolated import LIMIT, isolated
+from pcinuma.reason import Outcome, Reason
+
+if TYPE_CHECKING:
+    from pcinuma.report import Result
 
 WISHES: Mapping[str, tuple[str, ...]] = {
     "policy": ("preferred", "required", "off"),
@@ -38,14 +45,15 @@ class Answer(NamedTuple):
     said: tuple[str, ...]
 
 
-def answer(xml: bytes, wishes: Mapping[str, Wish], root: Path, seconds: float = LIMIT) -> Answer:
+def answer(xml: bytes, wishes: Mapping[str, Wish], root: Path, seconds: float = LIMIT, *, forgetful: bool = False) -> Answer:
     """Place the domain ``xml`` on the host below ``root``, in a process of its own. Never raises for what the XML or the host is like."""
     required = wishes.get("policy", Wish("", "")).value == "required"
     for attribute, wish in wishes.items():
         if wish.value not in WISHES[attribute]:
             return Answer(None, required, (f"{wish.name} is {wish.value!r}, none of {', '.join(WISHES[attribute])}: nothing is placed",))
     try:
-        found: Answer = pickle.loads(isolated(partial(_placed, xml, {name: wish.value for name, wish in wishes.items()}, root), seconds))
+        work = partial(_placed, xml, {name: wish.value for name, wish in wishes.items()}, root, forgetful)
+        found: Answer = pickle.loads(isolated(work, seconds))
     except Exception as error:
         return Answer(None, required, (f"placing failed, so nothing is placed ({error})",))
     if not found.refused or not required:
@@ -53,11 +61,10 @@ def answer(xml: bytes, wishes: Mapping[str, Wish], root: Path, seconds: float = 
     return found._replace(said=(*found.said, f"{wishes['policy'].name} is 'required': without it the guest starts as it is defined"))
 
 
-def _placed(xml: bytes, wishes: Mapping[str, str], root: Path) -> bytes:
+def _placed(xml: bytes, wishes: Mapping[str, str], root: Path, forgetful: bool) -> bytes:
     from pcinuma.domain.metadata import write_wishes
     from pcinuma.domain.xml import Document
     from pcinuma.engine import Request, place
-    from pcinuma.reason import Outcome
     from pcinuma.settings import load_settings
 
     given = xml
@@ -66,12 +73,30 @@ def _placed(xml: bytes, wishes: Mapping[str, str], root: Path) -> bytes:
         write_wishes(document, wishes)
         given = document.serialise()
     result = place(given, Request(root=root, settings=load_settings(root)))
+    if result.refused and forgetful and _all_below_their_cells(xml, result):
+        return pickle.dumps(Answer(None, False, ()))
     said = [*result.warnings]
     if result.message is not None:
         said.append(result.message)
     said += _unread(result.report(), root)
-    kept = result.refused or result.xml == xml or (result.outcome is Outcome.FALLBACK and result.xml == given)
+    same = result.xml == xml or (result.xml == given and (forgetful or result.outcome is Outcome.FALLBACK))
+    kept = result.refused or same
     return pickle.dumps(Answer(None if kept else result.xml, result.refused, tuple(dict.fromkeys(said))))
+
+
+def _all_below_their_cells(xml: bytes, result: Result) -> bool:
+    """Whether each device of the domain ``xml`` whose host node is known is below an expander of the cell that stands for it."""
+    from pcinuma.domain.read import parse_domain
+    from pcinuma.placement.layout import Layout
+
+    domain = parse_domain(xml)
+    layout = Layout(domain)
+    for device, line in zip(domain.devices, result.devices):
+        if line.host_node is not None:
+            expander = layout.expander_of(device.address.bus) if device.address is not None else None
+            if expander is None or line.guest_cell is None or layout.controllers[expander].node != line.guest_cell:
+                return False
+    return all(line.reason in (None, Reason.NO_AFFINITY) for line in result.devices)
 
 
 def _unread(report: Mapping[str, object], root: Path) -> list[str]:

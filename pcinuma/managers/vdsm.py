@@ -19,7 +19,7 @@ from typing import Mapping
 
 from pcinuma.managers.isolated import LIMIT
 from pcinuma.managers.placing import WISHES, Wish, answer
-from pcinuma.printable import printable
+from pcinuma.managers.say import say
 
 REFUSED = 2
 
@@ -31,14 +31,6 @@ def main(root: Path = Path("/"), seconds: float = LIMIT) -> int:
     except Exception as error:
         say(f"nothing is placed ({type(error).__name__}: {error})")
         return 0
-
-
-def say(sentence: str) -> None:
-    """A line for vdsm's log."""
-    try:
-        os.write(2, f"pcinuma: {printable(sentence)}\n".encode(errors="backslashreplace"))
-    except OSError:
-        pass
 
 
 def _run(environment: Mapping[str, str], root: Path, seconds: float) -> int:

@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The image for KubeVirt, as far as its description says: what it copies is there, and is where the executable looks for it."""
+
+from __future__ import annotations
+
+import re
+
+from tests.waiting import CHECKOUT
+
+FOLDER = CHECKOUT / "packaging/kubevirt"
+
+
+def test_what_the_image_copies_is_there_and_the_shim_finds_it_by_its_name() -> None:
+    copied = dict(re.findall(r"(?m)^COPY (?!--)(\S+) (\S+)$", (FOLDER / "Containerfile").read_text()))
+    assert set(copied) == {"pcinuma", "packaging/kubevirt/onDefineDomain"} and all((CHECKOUT / path).exists() for path in copied)
+    package, executable = copied["pcinuma"], copied["packaging/kubevirt/onDefineDomain"]
+    text = (FOLDER / "onDefineDomain").read_text()
+    assert f'sys.path.insert(0, "{package.rpartition("/")[0]}")' in text and text.startswith("#!/usr/bin/python3 -I\n")
+    assert executable == "/usr/bin/onDefineDomain" and (FOLDER / "onDefineDomain").stat().st_mode & 0o111 == 0o111
