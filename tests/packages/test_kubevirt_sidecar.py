@@ -12,8 +12,10 @@ FOLDER = CHECKOUT / "packaging/kubevirt"
 
 def test_what_the_image_copies_is_there_and_the_shim_finds_it_by_its_name() -> None:
     copied = dict(re.findall(r"(?m)^COPY (?!--)(\S+) (\S+)$", (FOLDER / "Containerfile").read_text()))
-    assert set(copied) == {"pcinuma", "packaging/kubevirt/onDefineDomain"} and all((CHECKOUT / path).exists() for path in copied)
-    package, executable = copied["pcinuma"], copied["packaging/kubevirt/onDefineDomain"]
-    text = (FOLDER / "onDefineDomain").read_text()
-    assert f'sys.path.insert(0, "{package.rpartition("/")[0]}")' in text and text.startswith("#!/usr/bin/python3 -I\n")
-    assert executable == "/usr/bin/onDefineDomain" and (FOLDER / "onDefineDomain").stat().st_mode & 0o111 == 0o111
+    executables = ("onDefineDomain", "domainHook")
+    package = copied.pop("pcinuma").rpartition("/")[0]
+    assert copied == {f"packaging/kubevirt/{name}": f"/usr/bin/{name}" for name in executables}
+    for name in executables:
+        text = (FOLDER / name).read_text()
+        assert f'sys.path.insert(0, "{package}")' in text and text.startswith("#!/usr/bin/python3 -I\n")
+        assert (FOLDER / name).stat().st_mode & 0o111 == 0o111
