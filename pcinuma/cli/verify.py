@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections import Counter
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,7 @@ from pcinuma.show.distance import guest_location, host_location
 from pcinuma.show.guest import Guest
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
-from pcinuma.show.words import cell, node, sentence
+from pcinuma.show.words import cell, names, node, sentence
 
 NAME = "verify"
 HELP = "check a running guest against the host as it is now: PASS or FAIL for each device"
@@ -147,27 +148,35 @@ def run(args: argparse.Namespace) -> int:
         print(f"{printable(source.name)}: no passthrough devices")
         return EXIT_DONE
     screen = Screen.of()
-    rows = []
-    for check in checks:
-        word = screen.paint("PASS", "green") if check.passed else screen.paint("FAIL", "red", "bold")
-        device = check.device
-        place_in_guest = (node(device.host_node), cell(check.guest_cell), check.address or "-")
-        more = () if told.seen is None else (_address(check.seen), _driver(check.seen))
-        rows.append((word, printable(device.source), *place_in_guest, *more, printable(check.message)))
-    more = () if told.seen is None else ("ITS ADDRESS", "ITS DRIVER")
-    print("\n".join(screen.table(rows, ("", "DEVICE", "HOST", "GUEST SEES", "ADDRESS", *more, ""))))
+    print("\n".join(_table(checks, told, screen)))
     print("\n".join(["", *screen.wrap(f"{told.sentence[0].upper()}{told.sentence[1:]}."), *links(checks, screen)]))
     if not passed:
         print(f"\n`{command('plan', source.name)}` shows what its next start would change")
     return EXIT_DONE if passed else EXIT_NEGATIVE
 
 
-def _address(seen: Optional[Seen]) -> str:
-    return "-" if seen is None or seen.address is None else str(seen.address)
-
-
-def _driver(seen: Optional[Seen]) -> str:
-    return printable((seen and seen.driver) or "-")
+def _table(checks: Sequence[Check], told: Told, screen: Screen) -> list[str]:
+    """A row for each device; what is to be said of several follows, once."""
+    said = Counter(check.message for check in checks if check.message)
+    rows = []
+    for check in checks:
+        word = screen.paint("PASS", "green") if check.passed else screen.paint("FAIL", "red", "bold")
+        address, more = check.address, []
+        if told.seen is not None:  # what the guest's lspci says; in the XML the bus is a controller's index
+            seen = check.seen
+            address = None if seen is None or seen.address is None else str(seen.address)
+            more = [printable((seen and seen.driver) or "-")]
+        place_in_guest = (node(check.device.host_node), cell(check.guest_cell), address or "-")
+        own = check.message if said[check.message] == 1 else ""
+        rows.append((word, printable(check.device.source), *place_in_guest, *more, printable(own)))
+    header = ("ADDRESS",) if told.seen is None else ("ADDRESS THERE", "DRIVER")
+    lines = screen.table(rows, ("", "DEVICE", "HOST", "GUEST SEES", *header, ""))
+    shared = [message for message, number in said.items() if number > 1]
+    for message in shared:
+        whom = [check.device.source for check in checks if check.message == message]
+        text = f"{f'all {len(whom)} devices' if len(whom) == len(checks) else names(whom)}: {printable(message)}"
+        lines += ["", *screen.wrap(text)]
+    return lines
 
 
 def links(checks: Sequence[Check], screen: Screen) -> list[str]:

@@ -33,16 +33,17 @@ _LIBRARY = re.compile(r"(/\S+) \(0x[0-9a-f]+\)")
 
 def files(cache: Path) -> dict[str, bytes]:
     """Path in the guest -> content."""
-    program = _program(cache)
-    done = subprocess.run(["ldd", str(program)], stdout=subprocess.PIPE, text=True, check=False)
+    agent = program(cache)
+    done = subprocess.run(["ldd", str(agent)], stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode or "not found" in done.stdout:
-        raise LabError("this machine lacks libraries for the QEMU guest agent", subject=str(program), hint=f"install {PACKAGE}")
-    found = {"usr/sbin/qemu-ga": program.read_bytes()}
+        raise LabError("this machine lacks libraries for the QEMU guest agent", subject=str(agent), hint=f"install {PACKAGE}")
+    found = {"usr/sbin/qemu-ga": agent.read_bytes()}
     found.update({path.lstrip("/"): Path(path).read_bytes() for path in _LIBRARY.findall(done.stdout)})
     return found
 
 
-def _program(cache: Path) -> Path:
+def program(cache: Path) -> Path:
+    """The agent's program on this machine. Raises LabError where it cannot be had."""
     kept = cache / PACKAGE / "qemu-ga"
     there = next((path for path in (Path("/usr/sbin/qemu-ga"), Path("/usr/bin/qemu-ga"), kept) if path.is_file()), None)
     if there is not None:
