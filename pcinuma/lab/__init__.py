@@ -15,6 +15,8 @@ Nobody should have to believe a planner about its plan. Three tiers, each on the
     presets       hosts in a few lines of Python
     virtual_host  tiers 2 and 3: such a host in a virtual machine, with an IOMMU, real libvirt, real vfio-pci
     demo          ``pcinuma demo``: the above, for people
+    quick         ``pcinuma demo --quick``: tier 1 for people, on a server that is written down (server)
+    guest_agent   the QEMU guest agent for guests that are to be asked
 
 Everything is judged by what a kernel printed between markers; a guest that printed nothing has failed.
 """

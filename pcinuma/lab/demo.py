@@ -175,15 +175,11 @@ def _run_quick(args: argparse.Namespace) -> int:
 
 
 def _to_fetch() -> str:
-    return "" if _is_cached() else ", and a kernel package is to be fetched first"
-
-
-def _is_cached() -> bool:
-    return kernel.DEFAULT_CACHE.is_dir() and any(kernel.DEFAULT_CACHE.glob("*/vmlinux"))
+    return "" if kernel.kept(kernel.DEFAULT_CACHE) is not None else ", and a kernel package is to be fetched first"
 
 
 def _cache(scratch: Path) -> Path:
-    return kernel.DEFAULT_CACHE if _is_cached() else scratch / "kernel"
+    return kernel.DEFAULT_CACHE if kernel.kept(kernel.DEFAULT_CACHE) is not None else scratch / "kernel"
 
 
 def _nodes(preset: Preset) -> dict[int, int]:

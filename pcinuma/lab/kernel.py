@@ -62,13 +62,24 @@ class Kernel:
 
 def fetch(cache: Path = DEFAULT_CACHE) -> Kernel:
     """The kernel in ``cache``, put there first if need be. Raises :class:`LabError` that says what is missing."""
+    there = kept(cache)  # complete or absent: to look needs no lock, which an ordinary user may not have
+    if there is not None:
+        return there
     cache.mkdir(parents=True, exist_ok=True)
     with _locked(cache):
-        present = sorted(folder for folder in cache.iterdir() if (folder / "vmlinux").is_file() and _is_complete(folder))
-        if present:
-            return Kernel.in_folder(present[-1])
+        there = kept(cache)
+        if there is not None:
+            return there
         with tempfile.TemporaryDirectory(dir=cache, prefix="building-") as scratch:
             return _install(_unpack(Path(scratch)), cache, Path(scratch))
+
+
+def kept(cache: Path) -> Optional[Kernel]:
+    """The newest kernel in ``cache``; None if there is none, or none with all modules."""
+    if not cache.is_dir():
+        return None
+    present = sorted(folder for folder in cache.iterdir() if (folder / "vmlinux").is_file() and _is_complete(folder))
+    return Kernel.in_folder(present[-1]) if present else None
 
 
 def _is_complete(folder: Path) -> bool:

@@ -45,10 +45,9 @@ step "the guest agent is there"
 pcinuma verify %(vm)s --timeout 1200 --json >/job/out/verify.json 2>/job/out/verify.log
 echo "exit code $?" >>/job/out/verify.log
 step "pcinuma verify: the guest has been asked"
-pcinuma topology %(vm)s --nccl --live --timeout 1200 >/job/out/nccl.xml 2>/job/out/nccl.log
 pcinuma topology %(vm)s --nccl --install --timeout 1200 >/job/out/install-nccl.log 2>&1
 echo "exit code $?" >>/job/out/install-nccl.log
-pcinuma topology %(vm)s --nccl >/job/out/nccl-computed.xml 2>>/job/out/nccl.log
+pcinuma topology %(vm)s --nccl >/job/out/nccl.xml 2>/job/out/nccl.log
 step "pcinuma topology --nccl --install: the file is in the guest"
 says() { grep -q "$1" /consoles/%(vm)s.console; }
 pcinuma attach %(vm)s %(plugged)s --json >/job/out/attach.json 2>/job/out/attach.log || give_up "attach: $(cat /job/out/attach.log)"

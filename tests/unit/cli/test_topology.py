@@ -188,7 +188,7 @@ def test_host_and_guest_stand_on_one_line_when_the_guest_is_placed(tmp_path: Pat
     MACHINES["eight-gpus"]().write(tmp_path)
     assert main(["topology", str(GOLDEN / "eight-gpus-switch-out.xml"), "--root", str(tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
-    devices = [line for line in lines if re.search(r"\b0000:[0-9a-f]{2}:00\.0  (3D|Ethernet)", line)]
+    devices = [line for line in lines if re.search(r"\b0000:[0-9a-f]{2}:00\.0  (3D|Ethernet|NVIDIA|Mellanox)", line)]
     assert len(devices) == 16
     for line in devices:
         letters = re.findall(r"\b([a-p]) 0000:", line)
