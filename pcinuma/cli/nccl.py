@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Mapping, Optional
+from typing import Callable, Mapping, Optional
 
 from pcinuma.address import PciAddress
 from pcinuma.cli.guest_agent import ask, readable, require_agent
@@ -33,6 +33,7 @@ FILE = f"{FOLDER}/virtualTopology.xml"
 """Where NCCL looks for a topology file that nobody told it of."""
 
 Asked = Mapping[str, Optional[Seen]]
+Where = Callable[[Passthrough], Optional[PciAddress]]
 
 _BY_HAND = "without --install the file is printed, to be put into the guest by hand (docs/applications.md)"
 # In these forms the guest gets a PCI device of the host, or a part of one; in the others QEMU emulates what the guest sees.
@@ -50,7 +51,7 @@ def nccl_topology(
     domain, _ = read_domain(document, pools)
     if domain.problem is not None:
         raise DomainError(domain.problem)
-    places, remarks = _computed(domain) if asked is None else _told(domain, asked)
+    where, remarks = (_computed(domain), []) if asked is None else _told(domain, asked)
     reader = HostReader(root)
     hosts = {str(device.address): device for device in topology.devices}
     reports = {report.source: report for report in result.devices}
@@ -65,7 +66,7 @@ def nccl_topology(
         if host is None:
             remarks.append(f"{device.source}: not on the host at the moment, and not in the file")
             continue
-        address = places.get(device.source)
+        address = where(device)
         if address is None:
             remarks.append(f"{device.source}: the guest's kernel does not have it, and it is not in the file")
             continue
@@ -126,8 +127,6 @@ def _install(data: bytes, agent: GuestAgent) -> list[str]:
             agent.write(FILE, data)
     except Refused as refusal:
         raise AgentError(AgentState.READ_ONLY, str(refusal)) from None
-    except AgentError as error:
-        raise AgentError(error.state, f"{error.detail}; {FILE} may be half written") from error
     if agent.read(FILE, len(data) + 1) != data:
         raise AgentError(AgentState.NONSENSE, f"{FILE} holds something else than was written there")
     instead = "" if before in (None, data) else ", in place of another"
@@ -148,21 +147,25 @@ def _in_file(device: Passthrough) -> bool:
     return device.form in _FORMS and device.attached_as is AttachedAs.PCI
 
 
-def _computed(domain: Domain) -> tuple[dict[str, Optional[PciAddress]], list[str]]:
+def _computed(domain: Domain) -> Where:
+    """Where firmware puts the devices. What libvirt or the guest has yet to decide raises UnusableInput."""
     buses = bus_numbers(domain)
-    return {device.source: address_in_guest(buses, device) for device in domain.devices if _in_file(device)}, []
+    return lambda device: address_in_guest(buses, device)
 
 
-def _told(domain: Domain, asked: Asked) -> tuple[dict[str, Optional[PciAddress]], list[str]]:
-    """Where the guest's kernel has the devices, and a remark if that is not what would be computed."""
+def _told(domain: Domain, asked: Asked) -> tuple[Where, list[str]]:
+    """Where the guest's kernel has the devices, and a remark for each of which something else would be computed."""
     told = {source: None if seen is None or seen.missing is not None else seen.address for source, seen in asked.items()}
+    remarks = []
     try:
-        computed, _ = _computed(domain)
+        computed = _computed(domain)
+        for device in domain.devices:
+            address = told.get(device.source)
+            if address is not None and address != computed(device):
+                remarks.append(f"{device.source}: the guest's kernel has it at {address}, where {computed(device)} was computed")
     except UnusableInput:
-        return told, []
-    others = [source for source, address in told.items() if address is not None and address != computed.get(source)]
-    remarks = [f"{source}: the guest's kernel has it at {told[source]}, where {computed.get(source)} was computed" for source in others]
-    return told, remarks
+        pass  # so the guest has decided it
+    return lambda device: told.get(device.source), remarks
 
 
 def _switch(sysfs: Sysfs, upstream: str) -> HostSwitch:

@@ -146,7 +146,7 @@ class GuestAgent:
             raise Refused(f"mkdir -p {path} failed")
 
     def write(self, path: str, data: bytes) -> None:
-        """Write a file anew. Raises Refused with the agent's words where the guest does not let it."""
+        """Write a file anew. Raises Refused with the agent's words where the guest does not let it; what is half written is said."""
         handle = self._open(path, "w")
         try:
             rest = data
@@ -158,6 +158,10 @@ class GuestAgent:
                     raise AgentError(AgentState.NONSENSE, f"{path}: guest-file-write wrote {str(count)[:20]} bytes")
                 rest = rest[count:]
             self._call("guest-file-flush", {"handle": handle})
+        except AgentError as error:
+            raise AgentError(error.state, f"{path} may be half written; {error.detail}") from None
+        except Refused as refusal:
+            raise Refused(f"{path} may be half written; {refusal}") from None
         finally:
             self._close(handle)
 

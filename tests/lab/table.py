@@ -28,7 +28,8 @@ guest's kernel prints what it sees. `pcinuma demo` is the first of them for ever
 what no virtual host can show is listed in [forms.md](forms.md).
 
 Every run of `tests/run lab` also lives through a day on the first host (`tests/lab/test_life_on_a_host.py`): install.sh, placing, a start
-with its devices on vfio-pci, a device taken out of the host and put back, a start that policy `required` refuses, a killed daemon, a
+with its devices on vfio-pci, `pcinuma verify` by the word of the guest's kernel and `pcinuma topology --nccl --install`, both through the
+QEMU guest agent that runs in it, a device taken out of the host and put back, a start that policy `required` refuses, a killed daemon, a
 transient guest and a hot-plug through the proxy, `pcinuma attach` and `pcinuma detach` of a device in a booted guest whose kernel sees it
 on its node and lets go of it, uninstalling. No systemd runs there, so the proxy is on a socket of its own. Libvirt runs guests as root
 there, without AppArmor or SELinux.

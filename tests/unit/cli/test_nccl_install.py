@@ -96,6 +96,8 @@ def test_an_agent_that_does_not_let_us_is_one_line(command: Command, tmp_path: P
     assert (done.code, done.out, done.err.count("\n")) == (1, "", 1)
     assert message in done.err
     assert "by hand" in done.err
+    assert "half written" not in done.err
+    assert nccl.FILE not in there.files
     assert there.left_open == 0
 
 
