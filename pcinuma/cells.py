@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Mapping, NamedTuple, Optional
 
-from pcinuma.domain.cells import are_as_made, needed_by, take_out, write_proposal
+from pcinuma.domain.cells import are_as_made, memory_modes_of, needed_by, take_out, write_proposal
 from pcinuma.domain.flat import read_flat
 from pcinuma.domain.xml import Document
 from pcinuma.host.capacity import read_capacity
@@ -20,7 +20,7 @@ from pcinuma.plan import NoProposal, Proposal
 from pcinuma.ranges import Ranges
 from pcinuma.settings import MemoryMode
 
-__all__ = ["Given", "NoProposal", "elsewhere", "give", "take_back", "without", "without_stale_record"]
+__all__ = ["Given", "NoProposal", "elsewhere", "give", "memory_modes", "take_back", "without", "without_stale_record"]
 
 
 class Given(NamedTuple):
@@ -58,6 +58,11 @@ def without(xml: bytes, made: MadeCells) -> bytes:
     document = Document(xml)
     take_out(document, made)
     return document.serialise()
+
+
+def memory_modes(document: Document) -> set[str]:
+    """How the memory of the cells is bound to host nodes, in libvirt's words."""
+    return memory_modes_of(document.root)
 
 
 def take_back(document: Document, made: MadeCells) -> Optional[str]:

@@ -159,7 +159,7 @@ def _with_made_cells(job: _Job) -> Result:
 def _with_other_cells(job: _Job) -> Result:
     """A domain that has cells of pcinuma's, with those that it would get today; its placement is mended as after any other change of the
     mapping, and laid out afresh where there are fewer cells than before. Where that comes to nothing, everything stands."""
-    from pcinuma.cells import without
+    from pcinuma.cells import memory_modes, without
 
     made = job.domain.made_cells
     assert made is not None
@@ -170,7 +170,8 @@ def _with_other_cells(job: _Job) -> Result:
         bare = revert(job.xml).xml
         result = _Job(bare, Document(bare), request).run()
     if result.cells is not None and result.outcome is Outcome.PLACED:
-        return job.run() if result.cells == cell_reports(made) and request.memory is None else result
+        as_asked = request.memory is None or memory_modes(job.document) == {request.memory.value}
+        return job.run() if as_asked and result.cells == cell_reports(made) else result
     message = f"the guest's cells stay as they are: {result.message}"
     return replace(job.run(), outcome=Outcome.FALLBACK, reason=result.reason, message=message, xml=job.xml)
 

@@ -87,6 +87,12 @@ def are_as_made(root: etree._Element, made: MadeCells) -> Optional[bool]:
     return True
 
 
+def memory_modes_of(root: etree._Element) -> set[str]:
+    """The modes of the domain's memnodes."""
+    numatune = child(root, "numatune")
+    return {memnode.get("mode", "strict") for memnode in numatune.iterchildren("memnode")} if numatune is not None else set()
+
+
 def take_out(document: Document, made: MadeCells) -> None:
     """Take the cells out of a domain, of which :func:`needed_by` told nothing; cells that are not as made stay, as the owner's."""
     root = document.root

@@ -175,3 +175,72 @@ def test_auto_for_the_host_is_for_all_but_those_that_say_off(host: PrivateLibvir
         assert guest_cells(inactive(domain)) == BOTH
         pcinuma("revert", "--all")
         assert guest_cells(inactive(domain)) == []
+
+
+def test_status_and_check_name_the_command_that_shows_what_cells_would_be(
+    host: PrivateLibvirt, daemon: RunningDaemon, pcinuma: Command
+) -> None:
+    connection = host.connect()
+    connection.defineXML(flat("vm1"))
+    daemon.settle()
+    assert "`pcinuma cells vm1` shows" in pcinuma("status", "vm1")
+    (entry,) = pcinuma.json("status", "vm1")["domains"]
+    assert (entry["outcome"], entry["reason"]) == ("unchanged", "no-cells")
+    assert "`pcinuma cells vm1` shows" in entry["message"]
+    assert "`pcinuma cells vm1` shows" in pcinuma("explain", "vm1")
+    (line,) = [line for line in pcinuma.json("check", exit_code=1)["findings"] if "vm1" in str(line)]
+    assert line["message"].startswith("left as it is: ") and "`pcinuma cells vm1` shows" in line["message"]
+    pcinuma("cells", "vm1", "--apply")
+    (entry,) = pcinuma.json("status", "vm1")["domains"]
+    assert (entry["outcome"], entry["reason"]) == ("placed", None)
+    (line,) = [line for line in pcinuma.json("check", exit_code=1)["findings"] if "vm1" in str(line)]
+    assert "left as it is" not in line["message"] and line["level"] == "PASS"
+
+
+def test_neither_a_running_guest_nor_a_saved_one_gets_other_cells(host: PrivateLibvirt, daemon: RunningDaemon, pcinuma: Command) -> None:
+    """What runs keeps its cells, and what is to come back from a saved state keeps its definition, whoever asks."""
+    connection = host.connect()
+    domain = connection.defineXML(flat("vm1", "auto").replace(hostdev(GPU_0) + hostdev(GPU_1), ""))
+    domain.create()
+    live = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE)
+    for gpu in (GPU_0, GPU_1):
+        domain.attachDeviceFlags(hostdev(gpu), libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    daemon.settle()
+    assert (guest_cells(inactive(domain)), cells(inactive(domain))) == (BOTH, PLACED)  # for its next start
+    replanned = pcinuma("cells", "vm1", "--apply", "--replan", "--memory", "preferred")
+    assert "takes effect when the running guest has been shut off and started" in replanned
+    assert domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE) == live
+
+    pcinuma("cells", "vm1", "--remove")
+    before = inactive(domain)
+    assert guest_cells(before) == []
+    domain.managedSave()
+    for words in (("enable", "vm1"), ("cells", "vm1", "--apply"), ("cells", "vm1", "--apply", "--replan")):
+        assert "managedsave-remove vm1" in pcinuma(*words, exit_code=1)
+    connection.lookupByName("vm1").setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, "saved", None, None, libvirt.VIR_DOMAIN_AFFECT_CONFIG)
+    daemon.settle()
+    assert guest_cells(inactive(domain)) == []
+    domain.managedSaveRemove(0)
+    assert "2 guest cells, 2 of 2 devices placed" in pcinuma("cells", "vm1", "--apply")
+    assert (guest_cells(inactive(domain)), cells(inactive(domain))) == (BOTH, PLACED)
+
+
+def test_restarts_and_kills_in_between_change_no_cells(host: PrivateLibvirt, pcinuma: Command) -> None:
+    connection = host.connect()
+    seen = []
+    with RunningDaemon(host) as daemon:
+        domain = connection.defineXML(flat("vm1", "auto"))
+        for number in range(3):
+            daemon.settle()
+            seen.append(inactive(domain))
+            daemon.kill()
+            domain = connection.defineXML(flat("vm1", "auto") if number else seen[0])
+            daemon.start()
+        daemon.settle()
+        seen.append(inactive(domain))
+        assert guest_cells(seen[0]) == BOTH and seen == [seen[0]] * 4
+        pcinuma("revert", "vm1")
+        daemon.kill()
+        daemon.start()
+        daemon.settle()
+        assert guest_cells(inactive(domain)) == []

@@ -69,6 +69,7 @@ def hosts(draw: Any) -> Host:
         cpus = "" if at and draw(st.integers(0, 5)) == 0 else f"{number * 4}-{number * 4 + 3}"
         memory = draw(st.sampled_from([64 << 20, 64 << 20, 64 << 20, 64 << 20, 300 << 10, 0]))
         pages = {2048: draw(st.sampled_from([0, 40, 128, 4096])), 1 << 20: draw(st.sampled_from([0, 1, 4]))}
+        pages = pages if sum(size * count for size, count in pages.items()) <= memory else {}  # MemTotal is with them
         host.node(number, cpus, rows[at] if draw(st.booleans()) else None, memory, pages)
         if draw(st.integers(0, 4)) or not at:
             host.rc(f"pci{number:04x}:00", node=number).port("00:01.0").device("01:00.0", GPU)
