@@ -28,7 +28,7 @@ ENABLED = {
     *("var/lib/systemd/deb-systemd-helper-enabled/multi-user.target.wants/pcinuma.service",),
     *("var/lib/systemd/deb-systemd-helper-enabled/sockets.target.wants/pcinuma.socket",),
     *(f"var/lib/systemd/deb-systemd-helper-enabled/pcinuma.{kind}.dsh-also" for kind in ("service", "socket")),
-    "var/lib/systemd/deb-systemd-helper-enabled/pcinuma-proxy.socket.dsh-also",
+    *(f"var/lib/systemd/deb-systemd-helper-enabled/pcinuma-{unit}.dsh-also" for unit in ("proxy.socket", "metrics.timer")),
 }
 
 
