@@ -17,9 +17,9 @@ from typing import Mapping, NamedTuple, Optional, Sequence
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.aperture import manager_of
-from pcinuma.domain.echo import is_echo, take_out
 from pcinuma.domain.edit import apply_plan, withdraw
 from pcinuma.domain.metadata import write_placement
+from pcinuma.domain.ovirt import has_stale_expanders, take_stale_expanders_out
 from pcinuma.domain.read import Elements, read_domain
 from pcinuma.domain.xml import Document
 from pcinuma.domain_reason import no_cells_hint, why_nothing
@@ -44,7 +44,7 @@ CELLS_WORDS = ("auto", "off", "replan")
 _DEFAULTS = Settings()
 _NOTHING_LEFT = "no device has a place that the guest could see any more: the devices are back on the default PCI root"
 _RECORD_GONE = "pcinuma's record of an earlier placement is taken out"
-_ECHO_GONE = "the expander buses that oVirt's engine remembers of an earlier placement are taken out"
+_STALE_EXPANDERS_GONE = "the expander buses that oVirt's engine remembers of an earlier placement are taken out"
 _CELLS_RECORD_GONE = "pcinuma's record of cells that it wrote is taken out, for they are gone or somebody changed them"
 _REASON_OF_MACHINE = {MachineKind.NONE: Reason.MACHINE_TYPE, MachineKind.UNNAMED: Reason.NO_MACHINE}
 
@@ -102,8 +102,8 @@ def place(xml: bytes, request: Optional[Request] = None) -> Result:
     document = Document(xml)
     try:
         job = _Job(xml, document, request)
-        if is_echo(document, job.domain):
-            return _without_echo(job)
+        if has_stale_expanders(document, job.domain):
+            return _without_stale_expanders(job)
         return job.run() if job.domain.made_cells is None else _with_made_cells(job)
     except Exception as error:  # the boundary: no failure of pcinuma stops a guest
         message = f"{Reason.INTERNAL.sentence} ({type(error).__name__}: {error})"
@@ -131,15 +131,15 @@ def revert(xml: bytes) -> Result:
     return Result(Outcome.PLACED, None, message, None, (), document.serialise())
 
 
-def _without_echo(job: _Job) -> Result:
+def _without_stale_expanders(job: _Job) -> Result:
     """A domain with what oVirt's engine remembers of a placement, which never comes out again, whatever becomes of the domain."""
-    take_out(job.document, job.domain, job.elements)
+    take_stale_expanders_out(job.document, job.domain, job.elements)
     xml = job.document.serialise()
     result = place(xml, job.request)
     if result.xml != xml or result.refused:
         return result
     outcome = Outcome.FALLBACK if result.outcome is Outcome.FALLBACK else Outcome.PLACED
-    return replace(result, outcome=outcome, message=f"{result.message}; {_ECHO_GONE}")
+    return replace(result, outcome=outcome, message=f"{result.message}; {_STALE_EXPANDERS_GONE}")
 
 
 def _with_made_cells(job: _Job) -> Result:

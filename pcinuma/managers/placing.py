@@ -101,6 +101,7 @@ def _all_below_their_cells(xml: bytes, result: Result) -> bool:
 
 def _unread(report: Mapping[str, object], root: Path) -> list[str]:
     """What an unprivileged reader is not told, where it mattered."""
+    from pcinuma.errors import HostError
     from pcinuma.host.place import DEVICES, HostReader
     from pcinuma.host.sysfs import Sysfs
 
@@ -109,7 +110,10 @@ def _unread(report: Mapping[str, object], root: Path) -> list[str]:
     reader, sysfs = HostReader(root), Sysfs(root)
     devices = report["devices"]
     assert isinstance(devices, list)
-    bridges = {bridge for line in devices if line["device"] for bridge in reader.route(line["device"]).parents}
+    try:
+        bridges = {bridge for line in devices if line["device"] for bridge in reader.route(line["device"]).parents}
+    except HostError:  # one that is gone; what stands was laid out when it was there
+        return []
     short = sorted(bridge for bridge in bridges if len(sysfs.read_bytes(f"{DEVICES}/{bridge}/config", 128)) < 128)
     if not short:
         return []

@@ -46,6 +46,6 @@ def test_what_the_engine_remembers_is_laid_out_as_before_and_would_lose_devices_
         ran.append(defined(libvirt_host, result.xml))
     layouts = [[etree.tostring(element) for element in etree.fromstring(xml).iterfind("devices/*/address/..")] for xml in ran]
     assert layouts[0] == layouts[1] == layouts[2] and sorted(node for _, node in expanders(ran[2]).values()) == ["0", "1"]
-    ruin = defined(libvirt_host, remembered(vm, ran[-1]))
-    assert sorted(expanders(ruin).values()) == [("252", None), ("254", None)]  # room for one port each, and one of them has two
-    assert expanders(place(ruin, request).xml) == expanders(ran[0])
+    stale = defined(libvirt_host, remembered(vm, ran[-1]))
+    assert sorted(expanders(stale).values()) == [("252", None), ("254", None)]  # room for one port each, and one of them has two
+    assert expanders(place(stale, request).xml) == expanders(ran[0])

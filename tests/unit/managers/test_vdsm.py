@@ -311,3 +311,11 @@ def test_what_only_root_may_read_is_said_where_it_matters(manager: Vdsm, tmp_pat
         manager.log.clear()
         assert manager.before_vm_start(domain, {"pcinuma_group_by": group_by}) != domain
         assert ("this user cannot read the configuration space of 0000:" in manager.log[0]) == said
+
+
+def test_a_placed_vm_of_which_a_device_is_gone_keeps_what_it_has(manager: Vdsm, root: Path, tmp_path: Path) -> None:
+    placed = place(DOMAIN.encode(), Request(root=root, group_by=GroupBy.SWITCH)).xml.decode()
+    MACHINES["one-node"]().write(tmp_path / "root")
+    launcher(manager.hooks / "60_pcinuma", tmp_path / "root")
+    assert manager.before_vm_start(placed) == placed
+    assert "the host has no such device" in manager.log[0] and "failed" not in manager.log[0]

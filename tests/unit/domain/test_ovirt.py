@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""oVirt's memory of a placement: the next start has the same one, and no guest starts from its ruin."""
+"""oVirt's memory of a placement: the next start has the same one, and no guest starts from what is left of it."""
 
 from __future__ import annotations
 
@@ -61,21 +61,21 @@ def test_each_machine_type_with_expanders(root: Path, machine: str) -> None:
     assert all(line.placed for line in second.devices) and expanders(second.xml) == expanders(first.xml)
 
 
-def test_where_nothing_can_be_placed_any_more_the_ruin_goes_all_the_same(root: Path, tmp_path: Path) -> None:
+def test_where_nothing_can_be_placed_any_more_what_is_left_goes_all_the_same(root: Path, tmp_path: Path) -> None:
     xml = vm(two_cells())
-    ruin = remembered(xml, place(xml, Request(root=root)).xml)
+    stale = remembered(xml, place(xml, Request(root=root)).xml)
     os.rename(root / "sys/bus/pci/devices/0000:b3:00.0", tmp_path / "gone")
-    result = place(ruin, Request(root=root))
+    result = place(stale, Request(root=root))
     assert (result.outcome, result.reason) == (Outcome.FALLBACK, Reason.DEVICE_ABSENT)
     assert expanders(result.xml) == [] and "oVirt's engine remembers" in str(result.message)
     assert place(result.xml, Request(root=root)).xml == result.xml
 
 
-def test_off_takes_the_ruin_out_too_since_a_guest_would_miss_devices(root: Path) -> None:
+def test_off_takes_what_is_left_out_too_since_a_guest_would_miss_devices(root: Path) -> None:
     xml = vm(two_cells())
-    ruin = remembered(xml, place(xml, Request(root=root)).xml)
+    stale = remembered(xml, place(xml, Request(root=root)).xml)
     off = b"<pcinuma xmlns='urn:pcinuma:domain:1' policy='off'/></metadata>"
-    result = place(ruin.replace(b"</metadata>", off, 1), Request(root=root))
+    result = place(stale.replace(b"</metadata>", off, 1), Request(root=root))
     assert (result.outcome, result.reason, expanders(result.xml)) == (Outcome.PLACED, Reason.POLICY_OFF, [])
     assert not any(line.placed for line in result.devices)
 
@@ -83,9 +83,9 @@ def test_off_takes_the_ruin_out_too_since_a_guest_would_miss_devices(root: Path)
 def test_other_managers_expanders_and_whole_ones_stay_somebody_elses(root: Path) -> None:
     xml = vm(two_cells())
     placed = place(xml, Request(root=root)).xml
-    ruin = remembered(xml, placed)
-    plain = ruin.replace(b"http://ovirt.org/vm/1.0", b"urn:somebody")
-    tree = etree.fromstring(ruin)
+    stale = remembered(xml, placed)
+    plain = stale.replace(b"http://ovirt.org/vm/1.0", b"urn:somebody")
+    tree = etree.fromstring(stale)
     first = next(c for c in tree.iter("controller") if c.get("model") == EXPANDER)
     first.insert(0, etree.fromstring("<target busNr='200'><node>0</node></target>"))
     for foreign in (plain, etree.tostring(tree)):
@@ -96,8 +96,8 @@ def test_other_managers_expanders_and_whole_ones_stay_somebody_elses(root: Path)
 @pytest.mark.parametrize("bus", ["0x", "banana", "-1", "99999999999"])
 def test_an_address_that_means_nothing_is_no_address_on_an_expander(root: Path, bus: str) -> None:
     xml = vm(two_cells())
-    ruin = remembered(xml, place(xml, Request(root=root)).xml)
-    tree = etree.fromstring(ruin)
+    stale = remembered(xml, place(xml, Request(root=root)).xml)
+    tree = etree.fromstring(stale)
     etree.SubElement(tree.find("devices"), "sound", model="ich9").append(etree.Element("address", type="pci", bus=bus, slot="0x01"))
     result = place(etree.tostring(tree), Request(root=root))
     assert (result.outcome, result.reason, expanders(result.xml)) == (Outcome.FALLBACK, Reason.BAD_VALUE, [])

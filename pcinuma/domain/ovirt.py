@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What oVirt's engine remembers of a placement: a ruin that would lose devices if a guest were started from it.
+"""What oVirt's engine remembers of a placement: expanders without node and bus number, from which no guest should be started.
 
 The engine keeps of each PCI controller of a VM that runs its index, model and address, and of each device its address
 (``VmDevicesConverter.parseControllers``), and writes that into the XML of the next start (``LibvirtVmXmlBuilder.writeController``). So the
 expanders of an earlier placement come back without node and bus number, the devices still on them, and pcinuma's metadata does not. libvirt
 then chooses bus numbers that leave room for one port below each expander, and the guest does not see what is behind the others.
 
-The engine itself makes no expanders. So where no expander of oVirt's XML has a node they are such a memory, with whatever is plugged into
-them; devices get the addresses again that a placement of today gives them, on the same ports if nothing else has changed.
+The engine itself makes no expanders. So where no expander of oVirt's XML has a node, all of them are left of a placement, with whatever is
+plugged into them; devices then get the addresses that a placement of today gives them, on the same ports if nothing else has changed.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pcinuma.model import Domain, Manager
 EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
 
 
-def is_echo(document: Document, domain: Domain) -> bool:
+def has_stale_expanders(document: Document, domain: Domain) -> bool:
     """Whether the expanders of ``domain``, which was read of ``document``, are what oVirt's engine remembers."""
     if domain.placement is not None:
         return False
@@ -32,7 +32,7 @@ def is_echo(document: Document, domain: Domain) -> bool:
     return bool(expanders) and all(c.node is None for c in expanders) and manager_of(document.root) is Manager.OVIRT
 
 
-def take_out(document: Document, domain: Domain, elements: Elements) -> None:
+def take_stale_expanders_out(document: Document, domain: Domain, elements: Elements) -> None:
     """Take the expanders out of ``document``, what is plugged into them, and the addresses there of devices alone in their slot."""
     gone = {index for index, controller in domain.controllers.items() if controller.model in EXPANDERS}
     found = True
