@@ -191,6 +191,7 @@ class _Job:
             self.domain = self.domain._replace(placement=None)  # nothing of it is left, so it binds nobody
         self.reader = HostReader(request.root)
         self.resolution = Resolution.nothing()
+        self.got_cells = False
 
     def _read(self, document: Document) -> tuple[Domain, Elements]:
         return read_domain(document, frozenset(self.request.pools), self.request.settings.near_backing)
@@ -286,10 +287,9 @@ class _Job:
             return self._as_it_is(Outcome.FALLBACK, Reason.BAD_VALUE, error.sentence())
         except HostError as error:
             return self._as_it_is(Outcome.FALLBACK, Reason.HOST_UNREADABLE, error.sentence())
+        self.got_cells = True
         self.resolution = self._resolve(self.resolution)
         result = self._place()
-        if result.reason is Reason.ALREADY_PLACED:  # the placement stood, and only the cells were gone
-            return replace(result, outcome=Outcome.PLACED, reason=None, message=None, xml=self.document.serialise())
         if result.outcome is Outcome.PLACED and any(device.placed for device in result.devices):
             return result
         bare = _Job(self.xml, Document(self.xml), replace(self.request, cells=False)).run()
@@ -328,7 +328,7 @@ class _Job:
             lacking = unmet(devices)
             if lacking is not None:
                 return self._refuse(lacking)
-        if plan.empty and _says_the_same(plan.placement, domain.placement):
+        if plan.empty and not self.got_cells and _says_the_same(plan.placement, domain.placement):
             why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.addresses else self._why_nothing(devices)
             return self._as_it_is(Outcome.UNCHANGED, *why, plan, devices)
         if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included

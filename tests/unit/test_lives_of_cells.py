@@ -192,6 +192,8 @@ class Lives(RuleBasedStateMachine):
             before = _without_record(xml) if dropped else without_cells(xml) if cells_change else xml
             found = faults(before, result.xml, self.host, result.report(), fresh=False)
             found = [fault for fault in found if not dropped or fault != "outcome placed but nothing changed"]
+            if not self.keeps:  # devices without an address may land on an emptied port of ours, and are moved when libvirt has said so
+                found = [fault for fault in found if "lands on our expander" not in fault and "has hotplug on" not in fault]
             assert not found, "\n".join([*found, told])
         else:
             assert result.xml in (xml, revert(xml).xml) or not ours(result.xml), told
