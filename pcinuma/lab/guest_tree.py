@@ -45,7 +45,8 @@ class PciPath(NamedTuple):
 
 @dataclass(frozen=True)
 class SeenDevice:
-    """A PCI device as a kernel sees it. ``numa_node`` is None where the kernel says -1 or nothing."""
+    """A PCI device as a kernel sees it. ``numa_node`` is None where the kernel says -1 or nothing; ``behind``: of a bridge in a guest, the
+    number of the bus behind it."""
 
     path: PciPath
     address: PciAddress
@@ -54,6 +55,7 @@ class SeenDevice:
     device: int
     numa_node: Optional[int]
     local_cpus: frozenset[int]
+    behind: Optional[int] = None
 
     @property
     def is_bridge(self) -> bool:
@@ -130,6 +132,7 @@ def _device(fields: dict[str, str]) -> SeenDevice:
         device=int(fields["device"] or "0", 16),
         numa_node=int(node) if node and int(node) >= 0 else None,
         local_cpus=cpus(fields["local_cpulist"]),
+        behind=int(fields["behind"], 16) if fields.get("behind") else None,
     )
 
 

@@ -39,7 +39,8 @@ print_tree() {
         read -r class <class; read -r vendor <vendor; read -r id <device
         numa_node=; read -r numa_node <numa_node
         cpus=; read -r cpus <local_cpulist
-        echo "pci path=$PWD class=$class vendor=$vendor device=$id numa_node=$numa_node local_cpulist=$cpus"
+        behind=; for bus in pci_bus/*; do [ -e "$bus" ] && behind=${bus##*:}; done
+        echo "pci path=$PWD class=$class vendor=$vendor device=$id numa_node=$numa_node local_cpulist=$cpus behind=$behind"
     done
     cd /
     echo "%(end)s"

@@ -12,11 +12,13 @@ from pcinuma.domain.xml import Document
 from pcinuma.engine import Request, place
 from pcinuma.errors import UnusableInput
 from pcinuma.guest.addresses import address_in_guest, bus_numbers
+from pcinuma.guest.seen import KernelView
 from pcinuma.lab import compare, endpoints, guest_tree, layout, machine
 from pcinuma.lab.compare import Finding
 from pcinuma.lab.endpoints import Endpoint
 from pcinuma.lab.guest_tree import SeenTree
 from pcinuma.lab.kernel import Kernel
+from pcinuma.model import AttachedAs
 from pcinuma.reason import Outcome
 from pcinuma.report import Result
 from pcinuma.settings import GroupBy
@@ -67,8 +69,23 @@ def boot(
     return Booted(what, guest_tree.read_sysfs(root), guest, kinds)
 
 
+def _file(guest: SeenTree, path: str) -> Optional[bytes]:
+    """A file of the guest's sysfs, by what its kernel printed."""
+    name, file = path.rsplit("/", 2)[1:]
+    seen = next((device for device in guest.devices if str(device.address) == name), None)
+    if seen is None:
+        return None
+    if file == "config":
+        config = bytearray(256)
+        config[0x0E], config[0x19] = (0, 0) if seen.behind is None else (1, seen.behind)
+        return bytes(config)
+    node = -1 if seen.numa_node is None else seen.numa_node
+    return {"uevent": f"PCI_ID={seen.vendor:04X}:{seen.device:04X}\n", "numa_node": f"{node}\n"}.get(file, "").encode()
+
+
 def compare_addresses(xml: bytes, what: layout.Layout, guest: SeenTree) -> None:
-    """Every passthrough device that the guest sees has the address that was computed for it, whatever else is wrong with the guest."""
+    """Every passthrough device that the guest sees has the address that was computed for it, whatever else is wrong with the guest; and it
+    is found there by who asks the guest."""
     domain, _ = read_domain(Document(xml))
     try:
         buses = bus_numbers(domain)
@@ -80,3 +97,10 @@ def compare_addresses(xml: bytes, what: layout.Layout, guest: SeenTree) -> None:
         seen = guest.at(what.path(device.address))
         if seen is not None and device.address in computed:
             assert str(seen.address) == computed[device.address], f"{device.source} is at {seen.address} in the guest"
+    view = KernelView(domain, lambda path, size: _file(guest, path))
+    for device in domain.devices:
+        seen = guest.at(what.path(device.address)) if device.address is not None and device.attached_as is AttachedAs.PCI else None
+        asked = view.device(device) if device.address is not None else None
+        if seen is not None:
+            assert asked is not None
+            assert (asked.address, asked.node, asked.missing) == (seen.address, seen.numa_node, None), device.source
