@@ -97,13 +97,15 @@ class KernelView:
         config = self._read(f"{folder}/config", _CONFIG)
         own = Link() if config is None else link_capability(config)
         node, resource = self._read(f"{folder}/numa_node", 64), self._read(f"{folder}/resource", 4096)
+        if resource is None:
+            raise AgentError(AgentState.NONSENSE, f"{place.address} has no resource file")
         return place._replace(
             vendor=vendor,
             device=product,
             driver=driver,
             node=None if node is None else numa_node(node),
             link=both_ends(own, place.link),
-            regions=() if resource is None else regions(resource),
+            regions=regions(resource),
         )
 
     def _to(self, index: int, above: frozenset[int]) -> _Way:
@@ -113,7 +115,10 @@ class KernelView:
         return self._behind[index]
 
     def _find(self, index: int, above: frozenset[int]) -> _Way:
-        controller = self._domain.controllers.get(index) or Controller(index, "pcie-root")
+        # libvirt does not insist on having the default root spelled out.
+        controller = self._domain.controllers.get(index) or (Controller(0, "pcie-root") if index == 0 else None)
+        if controller is None:
+            raise AgentError(AgentState.NONSENSE, f"the domain has no PCI controller {index}")
         expander = controller.model in ("pcie-expander-bus", "pci-expander-bus")
         if index == 0 or expander or controller.model in ("pcie-root", "pci-root"):
             way = _Way(root_bus(controller), ())

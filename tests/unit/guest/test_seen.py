@@ -18,7 +18,7 @@ from pcinuma.domain.xml import Document
 from pcinuma.guest.addresses import address_in_guest, bus_numbers
 from pcinuma.guest.agent import AgentError, AgentState, GuestAgent
 from pcinuma.guest.seen import DEVICES, KernelView, Seen, numa_node, regions, uevent
-from tests.hosts.domains import two_cells
+from tests.hosts.domains import Domain, two_cells
 from tests.hosts.guest_kernel import Agent, kernel
 from tests.hosts.machines import MACHINES
 from tests.unit.guest.test_addresses import PLACED
@@ -155,3 +155,34 @@ def test_a_guest_without_sysfs_is_not_held_to_what_it_cannot_say() -> None:
     with pytest.raises(AgentError) as caught:
         readable(GuestAgent(Agent({}), 30))
     assert caught.value.state is AgentState.UNREADABLE
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        two_cells().hostdev("17:00.0", "07:00.0"),
+        two_cells().hostdev("17:00.0", "01:00.0").controller(1, "pcie-root-port"),
+        two_cells()
+        .hostdev("17:00.0", "01:00.0")
+        .controller(1, "pcie-root-port", address="02:00.0")
+        .controller(2, "pcie-root-port", address="01:01.0"),
+    ],
+    ids=["nowhere", "no address", "circle"],
+)
+def test_a_domain_that_leads_nowhere_ends(written: Domain) -> None:
+    domain = read_domain(Document(written.raw()))[0]
+    with pytest.raises(AgentError):
+        KernelView(domain, lambda path, size: b"").device(domain.devices[0])
+
+
+@pytest.mark.parametrize("left_out", ["resource", "numa_node", "config"])
+def test_a_device_without_one_of_its_files_is_no_traceback(left_out: str, tmp_path: Path) -> None:
+    MACHINES["two-sockets"]().write(tmp_path)
+    xml = (GOLDEN / "two-nodes-out.xml").read_bytes()
+    files = kernel(xml, tmp_path)
+    files.pop(device(files, left_out))
+    if left_out == "resource":
+        with pytest.raises(AgentError):
+            look(xml, files)
+    else:
+        assert look(xml, files)
