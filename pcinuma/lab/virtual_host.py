@@ -102,6 +102,7 @@ def run(
     timeout: float = 300,
     progress: Optional[Callable[[str], None]] = None,
     checkout: Path = CHECKOUT,
+    command_line: str = CMDLINE,
     extra: Sequence[str] = (),
     second_serial: Optional[str] = None,
     nice: int = 0,
@@ -109,9 +110,9 @@ def run(
 ) -> HostRun:
     """Boot the host and run ``job`` in it.
 
-    ``files`` are put into ``/job`` before, those named ``images/…`` into ``/images``; ``progress`` is told each step of the job. ``extra``:
-    further arguments for QEMU; ``second_serial``: what the host's ttyS1 is connected to; ``nice``: as for nice(1);
-    ``unwanted``: ends it when it is set.
+    ``files`` are put into ``/job`` before, those named ``images/…`` into ``/images``; ``progress`` is told each step of the job.
+    ``command_line``: the host kernel's; ``extra``: further arguments for QEMU; ``second_serial``: what the host's ttyS1 is connected to;
+    ``nice``: as for nice(1); ``unwanted``: ends it when it is set.
     """
     folder = scratch / "job"
     (folder / "out").mkdir(parents=True)
@@ -131,7 +132,7 @@ def run(
     argv = ["nice", "-n", str(nice), machine.binary(), "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]
     argv += ["-accel", machine.GUEST_TCG, "-cpu", TCG_CPU] if accel == "tcg" else ["-accel", accel, "-cpu", "max"]
     argv += [*plan.argv(scratch), *userland.exports(kernel, checkout, folder)]
-    argv += ["-kernel", str(kernel.vmlinux), "-initrd", str(initrd), "-append", CMDLINE, *extra]
+    argv += ["-kernel", str(kernel.vmlinux), "-initrd", str(initrd), "-append", command_line, *extra]
 
     def watch(line: str) -> None:
         if progress is not None and line.startswith(STEP):

@@ -31,8 +31,9 @@ Every run of `tests/run lab` also lives through a day on the first host (`tests/
 with its devices on vfio-pci, `pcinuma verify` by the word of the guest's kernel and `pcinuma topology --nccl --install`, both through the
 QEMU guest agent that runs in it, a device taken out of the host and put back, a start that policy `required` refuses, a killed daemon, a
 transient guest and a hot-plug through the proxy, `pcinuma attach` and `pcinuma detach` of a device in a booted guest whose kernel sees it
-on its node and lets go of it, uninstalling. No systemd runs there, so the proxy is on a socket of its own. Libvirt runs guests as root
-there, without AppArmor or SELinux.
+on its node and lets go of it, uninstalling. No systemd runs there, so the proxy is on a socket of its own. libvirtd, its hooks and guests
+are under the AppArmor profiles that Debian's libvirt brings, enforced, with guests as user libvirt-qemu; the kernel's log of the whole day
+has no denial but one that is made on purpose. On the hosts below libvirt runs guests as root, without AppArmor; SELinux is nowhere.
 
 ## Guest kernels by preset
 

@@ -13,7 +13,8 @@ from pcinuma.lab import guest_tree, jobs, layout, nested
 from pcinuma.lab.layout import MAIN_ROOT
 from pcinuma.lab.virtual_host import HostRun
 from pcinuma.ranges import format_ranges
-from tests.lab import tier2, tier3
+from tests import needs
+from tests.lab import apparmor, tier2, tier3
 
 PRESET = tier2.preset()
 ADDRESSES = {name: str(address) for name, address in PRESET.host.addresses().items()}
@@ -84,6 +85,22 @@ def test_the_devices_are_on_vfio_pci_while_the_guest_runs_and_on_their_own_drive
 
 def test_libvirtd_calls_the_hook(first_host: HostRun) -> None:
     assert any("by=hook" in line for line in first_host.out["pcinumad-first.log"].splitlines())
+
+
+def test_libvirtd_its_hooks_and_the_guest_run_under_debians_apparmor_profiles(first_host: HostRun) -> None:
+    needs.require(apparmor.archive()[1])
+    labels = dict(line.split(maxsplit=1) for line in first_host.out["apparmor-labels"].splitlines())
+    uuid = etree.fromstring(first_host.out["live.xml"].encode()).findtext("uuid")
+    assert labels == {"libvirtd": "libvirtd (enforce)", "hook": "libvirtd (enforce)", "guest": f"libvirt-{uuid} (enforce)"}
+
+
+def test_apparmor_denies_nothing_of_all_that_happens_on_this_host_but_what_it_must(first_host: HostRun) -> None:
+    """The hook, the daemon, the proxy, guests with real vfio-pci, hot-plug, installing and removing."""
+    needs.require(apparmor.archive()[1])
+    denied = [line for line in first_host.out["apparmor-log"].splitlines() if 'apparmor="DENIED"' in line]
+    forbidden = [line for line in denied if f'name="{apparmor.FORBIDDEN}"' in line and 'profile="libvirt-' in line]
+    assert forbidden, "what must be denied is in the log, so the log tells of denials"
+    assert [line for line in denied if line not in forbidden] == []
 
 
 def test_a_device_that_is_gone_for_a_while_changes_nothing(first_host: HostRun) -> None:

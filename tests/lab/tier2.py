@@ -11,6 +11,7 @@ from pcinuma.lab.hardware import nic
 from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
 from tests import needs
+from tests.lab import apparmor
 
 PLUGGED = "other-nic1"
 STRANGER = "stranded"
@@ -26,16 +27,9 @@ def preset() -> Preset:
     return made
 
 
-JOB = (
-    jobs.DRIVERS
-    + jobs.LIBVIRT
-    + jobs.VERSIONS
-    + jobs.INSTALL
-    + jobs.SPARE_PORTS
-    + jobs.DEFINE
-    + jobs.PLACED
-    + jobs.START
-    + jobs.MEMORY
+FIRST = jobs.VERSIONS + jobs.INSTALL + jobs.SPARE_PORTS + jobs.DEFINE + jobs.PLACED
+SECOND = (
+    jobs.MEMORY
     + jobs.GUEST
     + jobs.READ
     + """
@@ -114,6 +108,14 @@ start_pcinuma
 )
 
 
+def job(confined: bool) -> str:
+    """The whole of it; ``confined``: with libvirt and its guests under AppArmor."""
+    if not confined:
+        return jobs.DRIVERS + jobs.LIBVIRT + FIRST + jobs.START + SECOND
+    start = apparmor.LABEL_OF_HOOKS + jobs.START + apparmor.LABELS
+    return jobs.DRIVERS + apparmor.LIBVIRT + FIRST + start + SECOND + apparmor.LOG
+
+
 def definition() -> bytes:
     """The guest's, as its owner wrote it: without cells."""
     return nested.domain(jobs.NAME, preset().slots, None, group_by="switch", hotplug=True, agent=True)
@@ -130,6 +132,9 @@ def run(image: kernel.Kernel, scratch: Path) -> HostRun:
         "plug.xml": nested.hostdev(at["nic0"]).encode(),
         "images/nested.cpio": nested.image(image, read_disks=True, agent=guest_agent.files(needs.kernel_cache()), watch=True),
     }
+    profiles, reason = apparmor.archive()
+    if reason is None:
+        files[f"images/{apparmor.ARCHIVE}"] = profiles
     names = {
         "vm": jobs.NAME,
         "stranger": STRANGER,
@@ -141,4 +146,7 @@ def run(image: kernel.Kernel, scratch: Path) -> HostRun:
         "seen": nested.PLUGGED,
         "unseen": nested.UNPLUGGED,
     }
-    return virtual_host.run(host.host, JOB % names, image, scratch, files=files, timeout=jobs.PATIENCE)
+    line = virtual_host.CMDLINE if reason else apparmor.COMMAND_LINE
+    return virtual_host.run(
+        host.host, job(reason is None) % names, image, scratch, files=files, timeout=jobs.PATIENCE, command_line=line
+    )
