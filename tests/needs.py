@@ -88,6 +88,21 @@ def libvirtd() -> Reason:
     return module("libvirt") or program("libvirtd", "libvirt-daemon-system") or program("virsh", "libvirt-clients")
 
 
+@cache
+def promtool() -> Reason:
+    from tests import promtool  # it needs this
+
+    return promtool.program()[1]
+
+
+@cache
+def apparmor() -> Reason:
+    """For the virtual host, whatever this machine has."""
+    from tests.lab import apparmor
+
+    return apparmor.archive()[1]
+
+
 def kernel_cache() -> Path:
     """Where the kernel for guests is kept: ``PCINUMA_LAB_CACHE``, else the lab's own folder, else one in the checkout."""
     given = os.environ.get("PCINUMA_LAB_CACHE")
@@ -119,6 +134,8 @@ QUESTIONS: list[tuple[str, Callable[[], Reason]]] = [
     ("libvirt, some of unit", libvirtd),
     ("unit: the man pages", lambda: program("groff")),
     ("unit: the metrics", lambda: module("prometheus_client")),
+    ("unit: the metrics and alerts, by Prometheus", promtool),
+    ("lab: AppArmor", apparmor),
     ("unit: the units", lambda: program("systemd-analyze", "systemd")),
     ("guest, lab", lambda: program("qemu-system-x86_64", "qemu-system-x86")),
     ("guest, lab", lambda: program("busybox", "busybox-static")),

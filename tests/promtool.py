@@ -12,11 +12,17 @@ from tests.unpacked import unpacked
 _PROGRAM = "./usr/bin/promtool"
 
 
+def program() -> tuple[str, needs.Reason]:
+    """Where it is, or why there is none."""
+    installed = shutil.which("promtool", path=needs.PATH)
+    if installed:
+        return installed, None
+    root, lacking = unpacked("prometheus", (_PROGRAM,))
+    return f"{root}/{_PROGRAM}", lacking and f"there is no promtool: {lacking}"
+
+
 def run(*words: str, given: str = "") -> subprocess.CompletedProcess[str]:
     """Run it; a test without it is skipped, and says so."""
-    program = shutil.which("promtool", path=needs.PATH)
-    if program is None:
-        root, lacking = unpacked("prometheus", (_PROGRAM,))
-        needs.require(lacking and f"there is no promtool: {lacking}")
-        program = f"{root}/{_PROGRAM}"
-    return subprocess.run([program, *words], input=given, capture_output=True, text=True, check=False)
+    promtool, lacking = program()
+    needs.require(lacking)
+    return subprocess.run([promtool, *words], input=given, capture_output=True, text=True, check=False)

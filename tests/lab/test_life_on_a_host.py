@@ -88,7 +88,7 @@ def test_libvirtd_calls_the_hook(first_host: HostRun) -> None:
 
 
 def test_libvirtd_its_hooks_and_the_guest_run_under_debians_apparmor_profiles(first_host: HostRun) -> None:
-    needs.require(apparmor.archive()[1])
+    needs.require(needs.apparmor())
     labels = dict(line.split(maxsplit=1) for line in first_host.out["apparmor-labels"].splitlines())
     uuid = etree.fromstring(first_host.out["live.xml"].encode()).findtext("uuid")
     assert labels == {"libvirtd": "libvirtd (enforce)", "hook": "libvirtd (enforce)", "guest": f"libvirt-{uuid} (enforce)"}
@@ -96,7 +96,7 @@ def test_libvirtd_its_hooks_and_the_guest_run_under_debians_apparmor_profiles(fi
 
 def test_apparmor_denies_nothing_of_all_that_happens_on_this_host_but_what_it_must(first_host: HostRun) -> None:
     """The hook, the daemon, the proxy, guests with real vfio-pci, hot-plug, installing and removing."""
-    needs.require(apparmor.archive()[1])
+    needs.require(needs.apparmor())
     denied = [line for line in first_host.out["apparmor-log"].splitlines() if 'apparmor="DENIED"' in line]
     forbidden = [line for line in denied if f'name="{apparmor.FORBIDDEN}"' in line and 'profile="libvirt-' in line]
     assert forbidden, "what must be denied is in the log, so the log tells of denials"
