@@ -105,9 +105,10 @@ def topology_file(devices: Sequence[GuestDevice], cells: dict[int, frozenset[int
 
 def _homes(devices: Sequence[GuestDevice], cells: dict[int, frozenset[int]]) -> list[tuple[int, list[GuestDevice]]]:
     """The number of each ``cpu`` with its devices: cells first, host nodes without a cell behind, devices without a node at -1."""
-    trees: dict[PciAddress, list[GuestDevice]] = {}
+    trees: dict[tuple[bool, PciAddress], list[GuestDevice]] = {}
     for device in sorted(devices, key=lambda device: device.address):
-        trees.setdefault(device.switches[0].upstream if device.switches else device.address, []).append(device)
+        root = (True, device.switches[0].upstream) if device.switches else (False, device.address)  # the host's address, or the guest's
+        trees.setdefault(root, []).append(device)
     homes = [(_home(tree), tree) for tree in trees.values()]
     strays = sorted({home.host_node for home, _ in homes if home.cell is None and home.host_node is not None})
     behind = max(cells, default=-1) + 1

@@ -19,7 +19,7 @@ from pcinuma.cli import main
 from pcinuma.cli.nccl import nccl_topology
 from pcinuma.engine import Request, place
 from pcinuma.errors import UnusableInput
-from pcinuma.guest.nccl import GuestDevice, HostCpu, Ids, cpu_mask, topology_file
+from pcinuma.guest.nccl import GuestDevice, HostCpu, HostSwitch, Ids, cpu_mask, topology_file
 from pcinuma.host.links import Link, best_link
 from pcinuma.host.sysfs import Sysfs
 from pcinuma.host.topology import read_topology
@@ -166,6 +166,14 @@ def test_a_node_that_no_cell_stands_for_comes_behind_the_cells(tmp_path: Path) -
     tree, _ = written(xml, root)  # node 1 has two cells, so neither stands for it
     assert [(cpu.get("numaid"), len(cpu)) for cpu in tree] == [("0", 0), ("1", 0), ("2", 1), ("3", 1)]
     assert [cpu.get("affinity") for cpu in tree] == ["00000003", "0000000c", "0000000f", "0000000f"]
+
+
+def test_a_switch_of_the_host_is_nothing_to_a_device_that_has_its_address_in_the_guest() -> None:
+    address, ids, link = PciAddress(0, 3, 0, 0), Ids(None, None, None, None), Link(None, None)
+    below = GuestDevice(PciAddress(0, 4, 0, 0), 0x030200, ids, link, 1, 1, (HostSwitch(address, ids, link),))
+    beside = GuestDevice(address, 0x020000, ids, link, 0, 0, ())
+    tree = etree.fromstring(topology_file([beside, below], {0: frozenset([0]), 1: frozenset([1])}, 2, "x86_64", HostCpu(None, None, None)))
+    assert [[pci.get("busid") for pci in cpu] for cpu in tree] == [["0000:03:00.0"], ["f000:03:00.0"]]
 
 
 def test_a_device_that_the_host_ties_to_no_node_is_where_nccl_puts_it_without_the_file(tmp_path: Path) -> None:
