@@ -79,6 +79,8 @@ virsh -q define /job/%(stranger)s.xml >/dev/null || give_up "define %(stranger)s
 virsh start %(stranger)s >/job/out/required.log 2>&1 && echo started >>/job/out/required.log
 step "a start under policy required was refused"
 
+mkdir -p /etc/pcinuma/pcinuma.conf.d
+printf '[proxy]\\ntimeout = 60\\n' >/etc/pcinuma/pcinuma.conf.d/patient.conf # this host may be a slow one
 pcinuma proxy enable >/job/out/proxy-enable.log 2>&1
 echo "exit code $?" >>/job/out/proxy-enable.log
 /usr/bin/pcinuma-proxy >/job/out/pcinuma-proxy.log 2>&1 &
