@@ -89,9 +89,10 @@ class ExistingPlacement:
         self.below = frozenset(below)
         self.as_placed = self.below
         if placement is not None:
-            own, slots = frozenset(listed), {domain.controllers[index].address for index in listed} - {None}
             elsewhere = [device for unit in (*self.new_units, *self.others) for device in unit.devices]
-            self.as_placed = self.below.union([d.source for d in elsewhere if self._put_there(d.source, d.address, own, slots)])
+            if elsewhere:
+                own, slots = frozenset(listed), {domain.controllers[index].address for index in listed} - {None}
+                self.as_placed = self.below.union([d.source for d in elsewhere if self._put_there(d.source, d.address, own, slots)])
         for expander in sorted(self.ours):
             if layout.is_expander(layout.controllers[expander]):
                 self._classify(expander, by_expander.get(expander, []), grouping)
