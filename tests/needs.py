@@ -135,7 +135,7 @@ QUESTIONS: list[tuple[str, Callable[[], Reason]]] = [
     ("unit: the man pages", lambda: program("groff")),
     ("unit: the metrics", lambda: module("prometheus_client")),
     ("unit: the metrics and alerts, by Prometheus", promtool),
-    ("lab: AppArmor", apparmor),
+    ("lab --full: AppArmor", apparmor),
     ("unit: the units", lambda: program("systemd-analyze", "systemd")),
     ("guest, lab", lambda: program("qemu-system-x86_64", "qemu-system-x86")),
     ("guest, lab", lambda: program("busybox", "busybox-static")),

@@ -19,7 +19,7 @@ from tests import needs
 from tests.lab import tier2, tier3
 from tests.lab.table import FILE, Table
 
-FIRST = "first_host"
+FIRST, WHOLE = "first_host", "whole_host"
 
 
 @pytest.fixture(scope="session")
@@ -46,6 +46,8 @@ def hosts(
         runs = {}
         if any(FIRST in names for names in fixtures):
             runs[FIRST] = pool.submit(tier2.run, lab_kernel, tmp_path_factory.mktemp(FIRST))
+        if any(WHOLE in names for names in fixtures):
+            runs[WHOLE] = pool.submit(tier2.run, lab_kernel, tmp_path_factory.mktemp(WHOLE), whole=True)
         for name in sorted(of_presets):
             runs[name] = pool.submit(tier3.run, PRESETS[name](), lab_kernel, tmp_path_factory.mktemp(name))
         yield runs
@@ -55,6 +57,12 @@ def hosts(
 def first_host(hosts: dict[str, Future[HostRun]]) -> HostRun:
     """The host on which pcinuma lives a whole life, from install.sh to uninstall, and a guest boots and prints what it sees."""
     return _result(hosts[FIRST])
+
+
+@pytest.fixture(scope="session")
+def whole_host(hosts: dict[str, Future[HostRun]]) -> HostRun:
+    """The same day on a host whose libvirt and guests are under AppArmor, with an agent in the guest."""
+    return _result(hosts[WHOLE])
 
 
 @pytest.fixture(scope="session")

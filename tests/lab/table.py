@@ -28,12 +28,14 @@ guest's kernel prints what it sees. `pcinuma demo` is the first of them for ever
 what no virtual host can show is listed in [forms.md](forms.md).
 
 Every run of `tests/run lab` also lives through a day on the first host (`tests/lab/test_life_on_a_host.py`): install.sh, placing, a start
-with its devices on vfio-pci, `pcinuma verify` by the word of the guest's kernel and `pcinuma topology --nccl --install`, both through the
-QEMU guest agent that runs in it, a device taken out of the host and put back, a start that policy `required` refuses, a killed daemon, a
+with its devices on vfio-pci, a device taken out of the host and put back, a start that policy `required` refuses, a killed daemon, a
 transient guest and a hot-plug through the proxy, `pcinuma attach` and `pcinuma detach` of a device in a booted guest whose kernel sees it
-on its node and lets go of it, uninstalling. No systemd runs there, so the proxy is on a socket of its own. libvirtd, its hooks and guests
-are under the AppArmor profiles that Debian's libvirt brings, enforced, with guests as user libvirt-qemu; the kernel's log of the whole day
-has no denial but one that is made on purpose. On the hosts below libvirt runs guests as root, without AppArmor; SELinux is nowhere.
+on its node and lets go of it, uninstalling. No systemd runs there, so the proxy is on a socket of its own. Libvirt runs guests as root.
+
+`tests/run lab --full` has the same day once more with libvirtd, its hooks and guests under the AppArmor profiles that Debian's libvirt
+brings, enforced, and guests as user libvirt-qemu; the kernel's log of that whole day has no denial but one that is made on purpose. There
+the QEMU guest agent runs in the guest: `pcinuma verify` passes by the word of the guest's kernel, and `pcinuma topology --nccl --install`
+writes its file. SELinux is nowhere.
 
 ## Guest kernels by preset
 

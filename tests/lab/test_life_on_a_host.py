@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from typing import Optional
 
+import pytest
 from lxml import etree
 
 from pcinuma.lab import guest_tree, jobs, layout, nested
@@ -87,20 +88,26 @@ def test_libvirtd_calls_the_hook(first_host: HostRun) -> None:
     assert any("by=hook" in line for line in first_host.out["pcinumad-first.log"].splitlines())
 
 
-def test_libvirtd_its_hooks_and_the_guest_run_under_debians_apparmor_profiles(first_host: HostRun) -> None:
+@pytest.mark.full
+def test_libvirtd_its_hooks_and_the_guest_run_under_debians_apparmor_profiles(whole_host: HostRun) -> None:
     needs.require(needs.apparmor())
-    labels = dict(line.split(maxsplit=1) for line in first_host.out["apparmor-labels"].splitlines())
-    uuid = etree.fromstring(first_host.out["live.xml"].encode()).findtext("uuid")
+    labels = dict(line.split(maxsplit=1) for line in whole_host.out["apparmor-labels"].splitlines())
+    uuid = etree.fromstring(whole_host.out["live.xml"].encode()).findtext("uuid")
     assert labels == {"libvirtd": "libvirtd (enforce)", "hook": "libvirtd (enforce)", "guest": f"libvirt-{uuid} (enforce)"}
 
 
-def test_apparmor_denies_nothing_of_all_that_happens_on_this_host_but_what_it_must(first_host: HostRun) -> None:
+@pytest.mark.full
+def test_apparmor_denies_nothing_of_all_that_happens_on_a_host_but_what_it_must(whole_host: HostRun) -> None:
     """The hook, the daemon, the proxy, guests with real vfio-pci, hot-plug, installing and removing."""
     needs.require(needs.apparmor())
-    denied = [line for line in first_host.out["apparmor-log"].splitlines() if 'apparmor="DENIED"' in line]
+    denied = [line for line in whole_host.out["apparmor-log"].splitlines() if 'apparmor="DENIED"' in line]
     forbidden = [line for line in denied if f'name="{apparmor.FORBIDDEN}"' in line and 'profile="libvirt-' in line]
     assert forbidden, "what must be denied is in the log, so the log tells of denials"
     assert [line for line in denied if line not in forbidden] == []
+    live, transient = (layout.read(whole_host.out[name].encode()) for name in ("live.xml", "transient.xml"))
+    assert [cell_of(live, device) for device in live.passthrough] == [0, 0, 0, 1, 1]
+    assert [cell_of(transient, device) for device in transient.passthrough] == [0]
+    assert json.loads(whole_host.out["verify.json"])["passed"] is True
 
 
 def test_a_device_that_is_gone_for_a_while_changes_nothing(first_host: HostRun) -> None:
@@ -152,11 +159,12 @@ def test_its_devices_are_on_vfio_pci_meanwhile_and_given_back(first_host: HostRu
     assert gone == set()
 
 
-def test_verify_passes_by_the_word_of_the_guests_kernel(first_host: HostRun) -> None:
-    assert first_host.out["verify.log"].splitlines()[-1] == "exit code 0", first_host.out["verify.log"]
-    said = json.loads(first_host.out["verify.json"])
+@pytest.mark.full
+def test_verify_passes_by_the_word_of_the_guests_kernel(whole_host: HostRun) -> None:
+    assert whole_host.out["verify.log"].splitlines()[-1] == "exit code 0", whole_host.out["verify.log"]
+    said = json.loads(whole_host.out["verify.json"])
     assert (said["passed"], said["from"], said["agent"]["state"]) == (True, "guest", "answered")
-    live, seen = layout.read(first_host.out["live.xml"].encode()), tier3.trees(first_host)[0]
+    live, seen = layout.read(whole_host.out["live.xml"].encode()), tier3.trees(whole_host)[0]
     assert [device["source"] for device in said["devices"]] == PASSED
     for device, there in zip(said["devices"], live.passthrough):
         printed, told = seen.at(live.path(there.address)), device["guest"]
@@ -169,13 +177,14 @@ def test_verify_passes_by_the_word_of_the_guests_kernel(first_host: HostRun) -> 
     assert [device["guest"]["driver"] for device in said["devices"] if device["source"] == ADDRESSES["disk0"]] == ["nvme"]
 
 
-def test_the_topology_for_nccl_is_written_into_the_running_guest(first_host: HostRun) -> None:
-    said = first_host.out["install-nccl.log"].splitlines()
+@pytest.mark.full
+def test_the_topology_for_nccl_is_written_into_the_running_guest(whole_host: HostRun) -> None:
+    said = whole_host.out["install-nccl.log"].splitlines()
     assert said[-1] == "exit code 0", said
-    written = guest_tree.between(first_host.out[f"{jobs.NAME}.console"], nested.FILE_BEGIN, nested.FILE_END)
-    assert written.strip() == first_host.out["nccl.xml"].strip(), "what the guest's kernel says is what is computed"
+    written = guest_tree.between(whole_host.out[f"{jobs.NAME}.console"], nested.FILE_BEGIN, nested.FILE_END)
+    assert written.strip() == whole_host.out["nccl.xml"].strip(), "what the guest's kernel says is what is computed"
     folder, file = "/var/run/nvidia-topologyd", "/var/run/nvidia-topologyd/virtualTopology.xml"
-    wrote = f"vm1: wrote {file}, {len(first_host.out['nccl.xml'])} bytes"
+    wrote = f"vm1: wrote {file}, {len(whole_host.out['nccl.xml'])} bytes"
     assert [line for line in said if line.startswith("vm1: ")] == [f"vm1: made {folder}", wrote]
 
 

@@ -28,11 +28,7 @@ def preset() -> Preset:
 
 
 FIRST = jobs.VERSIONS + jobs.INSTALL + jobs.SPARE_PORTS + jobs.DEFINE + jobs.PLACED
-SECOND = (
-    jobs.MEMORY
-    + jobs.GUEST
-    + jobs.READ
-    + """
+AGENT = """
 connected() { virsh dumpxml %(vm)s | grep -q "org.qemu.guest_agent.0' state='connected'"; }
 wait_for 600 connected || give_up "no agent runs in the guest"
 step "the guest agent is there"
@@ -43,6 +39,9 @@ pcinuma topology %(vm)s --nccl --install --timeout 1200 >/job/out/install-nccl.l
 echo "exit code $?" >>/job/out/install-nccl.log
 pcinuma topology %(vm)s --nccl >/job/out/nccl.xml 2>/job/out/nccl.log
 step "pcinuma topology --nccl --install: the file is in the guest"
+"""
+SECOND = (
+    """
 says() { grep -q "$1" /consoles/%(vm)s.console; }
 pcinuma attach %(vm)s %(plugged)s --json >/job/out/attach.json 2>/job/out/attach.log || give_up "attach: $(cat /job/out/attach.log)"
 virsh dumpxml %(vm)s >/job/out/attached.xml
@@ -110,33 +109,38 @@ start_pcinuma
 )
 
 
-def job(confined: bool) -> str:
-    """The whole of it; ``confined``: with libvirt and its guests under AppArmor."""
-    if not confined:
-        return jobs.DRIVERS + jobs.LIBVIRT + FIRST + jobs.START + SECOND
+def job(whole: bool) -> str:
+    """The day; ``whole``: the guest's agent is asked too, and where AppArmor can be had libvirt and guests are under it."""
+    seen = jobs.MEMORY + jobs.GUEST + jobs.READ
+    if not whole:
+        return jobs.DRIVERS + jobs.LIBVIRT + FIRST + jobs.START + seen + SECOND
+    if needs.apparmor():
+        return jobs.DRIVERS + jobs.LIBVIRT + FIRST + jobs.START + seen + AGENT + SECOND
     start = apparmor.LABEL_OF_HOOKS + jobs.START + apparmor.LABELS
-    return jobs.DRIVERS + apparmor.LIBVIRT + FIRST + start + SECOND + apparmor.LOG
+    return jobs.DRIVERS + apparmor.LIBVIRT + FIRST + start + seen + AGENT + SECOND + apparmor.LOG
 
 
-def definition() -> bytes:
+def definition(agent: bool = False) -> bytes:
     """The guest's, as its owner wrote it: without cells."""
-    return nested.domain(jobs.NAME, preset().slots, None, group_by="switch", hotplug=True, agent=True)
+    return nested.domain(jobs.NAME, preset().slots, None, group_by="switch", hotplug=True, agent=agent)
 
 
-def run(image: kernel.Kernel, scratch: Path) -> HostRun:
+def run(image: kernel.Kernel, scratch: Path, whole: bool = False) -> HostRun:
     host = preset()
     at = host.host.addresses()
     files = {
-        f"{jobs.NAME}.xml": definition(),
+        f"{jobs.NAME}.xml": definition(whole),
         f"{STRANGER}.xml": nested.domain(STRANGER, [at["nic1"]], {0: 0}, policy="required"),
         f"{BARE}.xml": nested.domain(BARE, [at["disk0"]], host.cells),
         f"{TRANSIENT}.xml": nested.domain(TRANSIENT, [at["gpu0"]], host.cells),
         "plug.xml": nested.hostdev(at["nic0"]).encode(),
-        "images/nested.cpio": nested.image(image, read_disks=True, agent=guest_agent.files(needs.kernel_cache()), watch=True),
+        "images/nested.cpio": nested.image(
+            image, read_disks=True, agent=guest_agent.files(needs.kernel_cache()) if whole else None, watch=True
+        ),
     }
-    profiles, reason = apparmor.archive()
-    if reason is None:
-        files[f"images/{apparmor.ARCHIVE}"] = profiles
+    confined = whole and needs.apparmor() is None
+    if confined:
+        files[f"images/{apparmor.ARCHIVE}"] = apparmor.archive()[0]
     names = {
         "vm": jobs.NAME,
         "stranger": STRANGER,
@@ -148,7 +152,7 @@ def run(image: kernel.Kernel, scratch: Path) -> HostRun:
         "seen": nested.PLUGGED,
         "unseen": nested.UNPLUGGED,
     }
-    line = virtual_host.CMDLINE if reason else apparmor.COMMAND_LINE
+    line = apparmor.COMMAND_LINE if confined else virtual_host.CMDLINE
     return virtual_host.run(
-        host.host, job(reason is None) % names, image, scratch, files=files, timeout=jobs.PATIENCE, command_line=line
+        host.host, job(whole) % names, image, scratch, files=files, timeout=jobs.PATIENCE, command_line=line
     )
