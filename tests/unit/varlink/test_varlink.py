@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Mapping, Optional
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pcinuma.varlink
@@ -75,6 +75,7 @@ def test_each_parameter_is_checked_against_its_type(method: str, kind: str) -> N
     assert unfit_parameter(takes, {"more": 1}) == "more"
 
 
+@settings(max_examples=30)
 @given(st.text(), st.dictionaries(st.text(), JSON))
 def test_a_call_is_read_as_it_was_written(method: str, parameters: dict[str, Any]) -> None:
     message = wire.encode_call(method, parameters)
@@ -82,6 +83,7 @@ def test_a_call_is_read_as_it_was_written(method: str, parameters: dict[str, Any
     assert wire.decode_call(message[:-1]) == {"method": method, "parameters": parameters}
 
 
+@settings(max_examples=30)
 @given(st.dictionaries(st.text(), JSON), st.none() | st.text(min_size=1))
 def test_a_reply_is_read_as_it_was_written(parameters: dict[str, Any], error: Optional[str]) -> None:
     message = wire.encode_reply(parameters, error)
