@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -54,6 +55,20 @@ def test_the_owners_off_counts_most_then_the_caller_then_the_owners_auto_then_th
     xml = domain.raw()
     result = place(xml, Request(root=root, cells=caller, settings=Settings(cells=host_wide)))
     assert (result.cells is not None, result.xml != xml) == (given, given)
+
+
+def test_which_cpus_this_process_may_use_and_which_are_isolated_changes_nothing(root: Path, tmp_path: Path) -> None:
+    """A service's cpuset is not QEMU's, and what is isolated is kept free for guests."""
+    wanted = _given(pair().raw(), root)
+    here = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(here)})
+        assert _given(pair().raw(), root) == wanted
+    finally:
+        os.sched_setaffinity(0, here)
+    isolated = two_sockets().write(tmp_path)
+    (isolated / "sys/devices/system/cpu/isolated").write_text("1-7\n")
+    assert _given(pair().raw(), isolated) == wanted
 
 
 def test_policy_off_gets_none(root: Path) -> None:
