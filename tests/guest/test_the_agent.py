@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from pcinuma.guest.agent import READING, WRITING, AgentError, AgentState, GuestA
 from pcinuma.guest.seen import LINUX
 from pcinuma.lab import LabError, guest_agent
 from tests import needs
+from tests.waiting import until
 
 SECONDS = 60.0
 
@@ -31,6 +31,14 @@ def program() -> Path:
         pytest.skip(str(error))
 
 
+def _connects(connection: socket.socket, path: Path) -> bool:
+    try:
+        connection.connect(str(path))
+    except (FileNotFoundError, ConnectionRefusedError):  # bound, and not listening yet
+        return False
+    return True
+
+
 @contextmanager
 def running(program: Path, folder: Path, *options: str) -> Iterator[GuestAgent]:
     """An agent with ``options``, and libvirt's part of the conversation: a line out, a line back, errors as errors."""
@@ -38,12 +46,9 @@ def running(program: Path, folder: Path, *options: str) -> Iterator[GuestAgent]:
     argv = [str(program), "-m", "unix-listen", "-p", str(path), "-t", str(folder), *options]
     with subprocess.Popen(argv, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            deadline = time.monotonic() + SECONDS
-            while not path.exists() and time.monotonic() < deadline and process.poll() is None:
-                time.sleep(0.01)
             with socket.socket(socket.AF_UNIX) as connection:
                 connection.settimeout(SECONDS)
-                connection.connect(str(path))
+                until(lambda: _connects(connection, path) or process.poll() is not None, "the agent to listen")
                 lines = connection.makefile("rw")
 
                 def exchange(command: str, seconds: float) -> str:
