@@ -224,7 +224,8 @@ def test_a_domain_that_went_away_meanwhile_is_not_missing(socket: Path) -> None:
     assert calls == ["PlaceDomain", "Status"]
 
 
-def test_what_was_just_changed_is_waited_for(socket: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_just_changed_is_waited_for(socket: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(status_check, "SETTLES", 600.0)  # no busy machine decides
     pending = iter([2, 1, 0])
     with answering(socket, {"Status": lambda _: status(domain("vm"), pending=next(pending)), "PlaceDomain": OK}) as calls:
         assert main(["status", "--check"]) == 0
