@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -47,7 +48,12 @@ def install(host: PrivateLibvirt, *arguments: str, check: bool = True) -> Comple
 def start_daemon(host: PrivateLibvirt) -> None:
     with (host.base / "pcinumad.log").open("ab") as log:
         host.popen(["/usr/bin/pcinumad"], stdout=log, stderr=log)
-    until(lambda: host.run(["/usr/bin/pcinuma", "status"], check=False).returncode == 0, "the installed daemon to answer", interval=0.2)
+    until(lambda: _is_connected(host), "the installed daemon to know what was there before", interval=0.2)
+
+
+def _is_connected(host: PrivateLibvirt) -> bool:
+    said = host.run(["/usr/bin/pcinuma", "status", "--json"], check=False)
+    return said.returncode == 0 and bool(json.loads(said.stdout)["libvirt"]["connected"])
 
 
 def inactive(host: PrivateLibvirt, name: str) -> str:

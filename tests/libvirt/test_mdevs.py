@@ -116,6 +116,8 @@ def test_a_placed_domain_whose_devices_nobody_told_of_is_not_judged_wrong(daemon
 
 def test_a_transient_domain_is_placed_on_its_way_through_the_proxy(daemon: RunningDaemon) -> None:
     until(lambda: FAR.replace("-", "_") in str([d.name() for d in daemon.host.connect().listAllDevices(0)]), "libvirt to list it")
+    probe = {"xml": guest("probe", (NIC_0,), extra=hostdev(FAR)), "caller": "test"}
+    until(lambda: daemon.call("Place", probe)["report"]["outcome"] == "placed", "the daemon to hear of it")
     xml = guest("transient", (NIC_0,), extra=hostdev(FAR))
     with RunningProxy(daemon.host) as proxy, pytest.raises(libvirt.libvirtError):  # there is no such device to start it with
         proxy.connect().createXML(xml)
