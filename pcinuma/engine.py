@@ -58,7 +58,8 @@ class Request:
     UUID of an inactive mediated device -> its parent's. ``replan``: lay a placed domain out afresh. ``ran_with``: guest addresses of
     devices that somebody put on one of our ports and that the guest already ran with: they stay. ``cells``: whether a guest without cells
     gets some, and ``memory`` how they are bound to host nodes, else by the owner's ``<numatune>``, else strictly. ``replan_cells``: a guest
-    that has pcinuma's gets those that it would get today.
+    that has pcinuma's gets those that it would get today. ``stale_expanders``: what oVirt's engine remembers of a placement is taken out,
+    though no metadata says any more whose it is.
     """
 
     root: Path = Path("/")
@@ -71,6 +72,7 @@ class Request:
     cells: Optional[bool] = None
     memory: Optional[MemoryMode] = None
     replan_cells: bool = False
+    stale_expanders: bool = True
 
 
 class CellsOption(NamedTuple):
@@ -102,7 +104,7 @@ def place(xml: bytes, request: Optional[Request] = None) -> Result:
     document = Document(xml)
     try:
         job = _Job(xml, document, request)
-        if has_stale_expanders(document, job.domain):
+        if request.stale_expanders and has_stale_expanders(document, job.domain):
             return _without_stale_expanders(job)
         return job.run() if job.domain.made_cells is None else _with_made_cells(job)
     except Exception as error:  # the boundary: no failure of pcinuma stops a guest

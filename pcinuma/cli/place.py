@@ -52,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_settings(args.root)
     xml = _read(args.file)
     request = Request(
+        stale_expanders=False,  # the filter's contract: without metadata of pcinuma's nothing is
         root=args.root,
         group_by=GroupBy(args.group_by) if args.group_by else None,
         policy=Policy(args.policy) if args.policy else None,

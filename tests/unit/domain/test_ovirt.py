@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from lxml import etree
 
+from pcinuma.cli import main
 from pcinuma.engine import Request, place
 from pcinuma.reason import Outcome, Reason
 from tests.hosts.domains import Domain, two_cells
@@ -78,6 +79,16 @@ def test_off_takes_what_is_left_out_too_since_a_guest_would_miss_devices(root: P
     result = place(stale.replace(b"</metadata>", off, 1), Request(root=root))
     assert (result.outcome, result.reason, expanders(result.xml)) == (Outcome.PLACED, Reason.POLICY_OFF, [])
     assert not any(line.placed for line in result.devices)
+
+
+def test_the_filter_leaves_them_alone_since_without_metadata_nothing_is_pcinumas(
+    root: Path, tmp_path: Path, capsysbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    xml = vm(two_cells())
+    file = tmp_path / "vm.xml"
+    file.write_bytes(remembered(xml, place(xml, Request(root=root)).xml))
+    assert main(["place", "--root", str(root), str(file)]) == 0
+    assert capsysbinary.readouterr().out == file.read_bytes()
 
 
 def test_other_managers_expanders_and_whole_ones_stay_somebody_elses(root: Path) -> None:
