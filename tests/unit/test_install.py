@@ -5,8 +5,10 @@ tests/packages."""
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -238,3 +240,22 @@ def test_the_help_names_every_option_and_fits_a_terminal() -> None:
     for option in ("--no-packages", "--uninstall", "--purge", "--force", "--demo", "--help"):
         assert f"  {option}" in said
     assert max(map(len, said.splitlines())) <= 96
+
+
+@pytest.mark.parametrize("seconds", [0.05, 0.4, 0.9, 1.9])
+def test_whether_a_process_started_before_a_file_was_written_is_told_within_a_second_too(tmp_path: Path, seconds: float) -> None:
+    """libvirt is reloaded where it started before the hook was there, and only there."""
+    script = (CHECKOUT / "packaging/host-setup").read_text()
+    functions = [re.search(rf"(?ms)^{name}\(\) \{{$.*?^\}}$", script) for name in ("start_of", "started_before", "time_of")]
+    text = "\n".join(found.group() for found in functions if found) + '\nstarted_before "$1" "$(time_of Y "$2")" && echo before || echo after'
+    earliest = time.time()
+    with subprocess.Popen(["sleep", "60"]) as process:
+        latest = time.time()
+        said = []
+        for written in (earliest - seconds, latest + seconds):
+            (tmp_path / "file").touch()
+            os.utime(tmp_path / "file", (written, written))
+            words = ["sh", "-euc", text, "sh", str(process.pid), str(tmp_path / "file")]
+            said.append(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout.strip())
+        process.kill()
+    assert said == ["after", "before"]
