@@ -25,7 +25,7 @@ from pcinuma.domain.xml import Document
 from pcinuma.domain_reason import no_cells_hint, why_nothing
 from pcinuma.errors import DomainError, HostError, UnusableInput
 from pcinuma.host.place import HostReader
-from pcinuma.model import BACKED, Domain, MachineKind, Placement
+from pcinuma.model import BACKED, POLICY_SETTINGS, Domain, MachineKind, Placement
 from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.options import PlanOptions
@@ -59,7 +59,7 @@ class Request:
     devices that somebody put on one of our ports and that the guest already ran with: they stay. ``cells``: whether a guest without cells
     gets some, and ``memory`` how they are bound to host nodes, else by the owner's ``<numatune>``, else strictly. ``replan_cells``: a guest
     that has pcinuma's gets those that it would get today. ``stale_expanders``: what oVirt's engine remembers of a placement is taken out,
-    though no metadata says any more whose it is.
+    though no metadata says any more whose it is. ``policy_setting``: what a manager's users set the policy by, in their words.
     """
 
     root: Path = Path("/")
@@ -73,6 +73,7 @@ class Request:
     memory: Optional[MemoryMode] = None
     replan_cells: bool = False
     stale_expanders: bool = True
+    policy_setting: Optional[str] = None
 
 
 class CellsOption(NamedTuple):
@@ -433,10 +434,16 @@ class _Job:
         else:
             detail = lacking.reason.sentence if lacking.reason and reason is not Reason.NO_CELLS else message
             why = f"{lacking.source} is not placed: {detail}" if detail else f"{lacking.source} is not placed"
-        name = self.domain.name or "DOMAIN"
-        hint = f"'pcinuma explain {name}' tells more, 'pcinuma disable {name}' lets it start as it is"
-        text = f"{Reason.REQUIRED.sentence}: {why}; {hint}"
+        text = f"{Reason.REQUIRED.sentence}: {why}; {self._how_to_start()}"
         return Result(Outcome.FALLBACK, Reason.REQUIRED, text, grouping, devices, self.xml, True, self.domain.warnings)
+
+    def _how_to_start(self) -> str:
+        """What lets a domain start that policy ``required`` refuses. Managers write their domains afresh: there it is what a user sets."""
+        setting = self.request.policy_setting or POLICY_SETTINGS.get(manager_of(self.document.root))
+        if setting is not None:
+            return f"{setting} set to 'preferred' or 'off' lets it start as it is"
+        name = self.domain.name or "DOMAIN"
+        return f"'pcinuma explain {name}' tells more, 'pcinuma disable {name}' lets it start as it is"
 
 
 def _says_the_same(new: Optional[Placement], old: Optional[Placement]) -> bool:

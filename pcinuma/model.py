@@ -106,6 +106,10 @@ class Manager(enum.Enum):
     OVIRT = "ovirt"
 
 
+POLICY_SETTINGS = {Manager.OVIRT: "the VM's custom property pcinuma_policy"}
+"""What a manager's users set pcinuma's policy by, where the domain's metadata says whose it is."""
+
+
 class Cpu(NamedTuple):
     """The guest's CPU, as far as its address bits go. ``vendor``, ``bits``, ``gib_pages``: None for the host's. ``limit``: no more bits.
 

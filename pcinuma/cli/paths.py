@@ -237,15 +237,8 @@ def _grouped(pairs: Sequence[Pair]) -> list[tuple[tuple[str, Verdict], list[Pair
 def _link(facts: Facts, screen: Screen) -> str:
     if facts.now == Link():
         return "-"
-    text = _spell(facts.now)
-    if facts.narrow or facts.slow:
-        text = screen.paint(f"{text} of {_spell(facts.best)}", "red" if facts.narrow else "yellow")
-    return text
-
-
-def _spell(link: Link) -> str:
-    speed = "?" if link.speed is None else f"{link.speed:g} GT/s"
-    return f"{speed} x{'?' if link.width is None else link.width}"
+    colour = "red" if facts.narrow else "yellow" if facts.slow else None
+    return facts.link_text if colour is None else screen.paint(facts.link_text, colour)
 
 
 def _link_faults(members: Sequence[Member], screen: Screen) -> list[str]:

@@ -26,6 +26,12 @@ class Link(NamedTuple):
     speed: Optional[float] = None
     width: Optional[int] = None
 
+    @property
+    def text(self) -> str:
+        """As people write it: ``16 GT/s x4``."""
+        speed = "?" if self.speed is None else f"{self.speed:g} GT/s"
+        return f"{speed} x{'?' if self.width is None else self.width}"
+
 
 def link_now(sysfs: Sysfs, name: str) -> Link:
     """What the link above the device called ``name`` does at this moment."""

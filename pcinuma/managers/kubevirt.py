@@ -55,7 +55,7 @@ def mutated(xml: bytes, vmi: bytes, root: Path, seconds: float = LIMIT) -> tuple
         return xml, False
     if wishes.get("policy", Wish("", "")).value == "off":
         return xml, False
-    found = answer(xml, wishes, root, seconds, forgetful=True)
+    found = answer(xml, wishes, root, seconds, policy_setting=f"the VMI's annotation {PREFIX}policy", forgetful=True)
     for sentence in found.said:
         say(sentence)
     return found.xml or xml, found.refused

@@ -45,23 +45,24 @@ class Answer(NamedTuple):
     said: tuple[str, ...]
 
 
-def answer(xml: bytes, wishes: Mapping[str, Wish], root: Path, seconds: float = LIMIT, *, forgetful: bool = False) -> Answer:
-    """Place the domain ``xml`` on the host below ``root``, in a process of its own. Never raises for what the XML or the host is like."""
+def answer(
+    xml: bytes, wishes: Mapping[str, Wish], root: Path, seconds: float = LIMIT, *, policy_setting: str, forgetful: bool = False
+) -> Answer:
+    """Place the domain ``xml`` on the host below ``root``, in a process of its own. Never raises for what the XML or the host is like.
+    ``policy_setting``: what the manager's users set the policy by."""
     required = wishes.get("policy", Wish("", "")).value == "required"
     for attribute, wish in wishes.items():
         if wish.value not in WISHES[attribute]:
             return Answer(None, required, (f"{wish.name} is {wish.value!r}, none of {', '.join(WISHES[attribute])}: nothing is placed",))
     try:
-        work = partial(_placed, xml, {name: wish.value for name, wish in wishes.items()}, root, forgetful)
+        work = partial(_placed, xml, {name: wish.value for name, wish in wishes.items()}, root, policy_setting, forgetful)
         found: Answer = pickle.loads(isolated(work, seconds))
+        return found
     except Exception as error:
         return Answer(None, required, (f"placing failed, so nothing is placed ({error})",))
-    if not found.refused or not required:
-        return found
-    return found._replace(said=(*found.said, f"{wishes['policy'].name} is 'required': without it the guest starts as it is defined"))
 
 
-def _placed(xml: bytes, wishes: Mapping[str, str], root: Path, forgetful: bool) -> bytes:
+def _placed(xml: bytes, wishes: Mapping[str, str], root: Path, policy_setting: str, forgetful: bool) -> bytes:
     from pcinuma.domain.metadata import write_wishes
     from pcinuma.domain.xml import Document
     from pcinuma.engine import Request, place
@@ -72,7 +73,7 @@ def _placed(xml: bytes, wishes: Mapping[str, str], root: Path, forgetful: bool) 
         document = Document(xml)
         write_wishes(document, wishes)
         given = document.serialise()
-    result = place(given, Request(root=root, settings=load_settings(root)))
+    result = place(given, Request(root=root, settings=load_settings(root), policy_setting=policy_setting))
     if result.refused and forgetful and _all_below_their_cells(xml, result):
         return pickle.dumps(Answer(None, False, ()))
     said = [*result.warnings]

@@ -20,6 +20,7 @@ from typing import Mapping
 from pcinuma.managers.isolated import LIMIT
 from pcinuma.managers.placing import WISHES, Wish, answer
 from pcinuma.managers.say import say
+from pcinuma.model import POLICY_SETTINGS, Manager
 
 REFUSED = 2
 
@@ -45,7 +46,7 @@ def _run(environment: Mapping[str, str], root: Path, seconds: float) -> int:
     except OSError as error:
         say(f"{name}: cannot be read ({error.strerror}), so nothing is placed")
         return REFUSED if required else 0
-    found = answer(xml, wishes, root, seconds)
+    found = answer(xml, wishes, root, seconds, policy_setting=POLICY_SETTINGS[Manager.OVIRT])
     for sentence in found.said:
         say(sentence)
     if found.refused:

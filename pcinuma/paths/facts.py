@@ -74,6 +74,11 @@ class Facts(NamedTuple):
         """Whether the link is slower than both ends can: a fault, or an idle GPU that saves power."""
         return self.now.speed is not None and self.best.speed is not None and self.now.speed < self.best.speed
 
+    @property
+    def link_text(self) -> str:
+        """What the link does, and where that is less than both ends can, of what: ``16 GT/s x1 of 16 GT/s x4``."""
+        return f"{self.now.text} of {self.best.text}" if self.narrow or self.slow else self.now.text
+
 
 class PathReader:
     """Reads facts below one root, each function's configuration space once."""

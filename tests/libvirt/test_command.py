@@ -245,3 +245,18 @@ def test_check_passes_once_hook_and_daemon_are_there(host: PrivateLibvirt, pcinu
         assert {finding["check"]: finding["level"] for finding in findings if finding["level"] != "PASS"} == {"domain old": "WARN"}
         pcinuma("enable", "old")
         assert "4 of 4 devices placed" in pcinuma("check")
+
+
+def test_check_warns_once_that_placed_vms_of_ovirt_must_not_start_elsewhere(host: PrivateLibvirt, pcinuma: Command) -> None:
+    def warnings() -> list[str]:
+        return [finding["message"] for finding in pcinuma.json("check", exit_code=1)["findings"] if finding["check"] == "oVirt"]
+
+    for name in ("one", "two"):
+        host.connect().defineXML(guest(name, [GPU_0], metadata="<o:vm xmlns:o='http://ovirt.org/vm/1.0'/>"))
+    host.connect().defineXML(guest("other", [GPU_1]))
+    pcinuma("apply", "other")
+    assert warnings() == []
+    pcinuma("apply", "one")
+    pcinuma("apply", "two")
+    (said,) = warnings()
+    assert "must not start on a host without pcinuma" in said

@@ -247,7 +247,8 @@ def test_whether_a_process_started_before_a_file_was_written_is_told_within_a_se
     """libvirt is reloaded where it started before the hook was there, and only there."""
     script = (CHECKOUT / "packaging/host-setup").read_text()
     functions = [re.search(rf"(?ms)^{name}\(\) \{{$.*?^\}}$", script) for name in ("start_of", "started_before", "time_of")]
-    text = "\n".join(found.group() for found in functions if found) + '\nstarted_before "$1" "$(time_of Y "$2")" && echo before || echo after'
+    asked = 'started_before "$1" "$(time_of Y "$2")" && echo before || echo after'
+    text = "\n".join([*(found.group() for found in functions if found), asked])
     earliest = time.time()
     with subprocess.Popen(["sleep", "60"]) as process:
         latest = time.time()

@@ -4,20 +4,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Mapping, Optional, Sequence
 
 from pcinuma.cli.checks.finding import Finding, fail, passed, warn
 from pcinuma.cli.connect import connection, libvirt_module
 from pcinuma.cli.sources import DomainSource, read_pools
 from pcinuma.daemon import client
+from pcinuma.domain.aperture import manager_of
+from pcinuma.domain.read import parse_domain
 from pcinuma.engine import place
 from pcinuma.errors import ConfigError, DaemonError, HostError, LibvirtError, UnusableInput
 from pcinuma.host.topology import Topology, read_topology
+from pcinuma.model import Manager
 from pcinuma.printable import command
 from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.groupings import groupings, shown_by, trade
 from pcinuma.show.words import placed_of, sentence, why
+from pcinuma.xml_parser import parse
 
 
 def check(root: Path) -> list[Finding]:
@@ -32,10 +36,19 @@ def check(root: Path) -> list[Finding]:
                 xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE).encode()
                 domains.append(DomainSource(domain.name(), xml, read_pools(opened, xml), False))
         decided = _decided()
-        findings = [_domain(domain, root, topology, decided.get(domain.name)) for domain in domains]
+        findings = [_ovirt(domains), *(_domain(domain, root, topology, decided.get(domain.name)) for domain in domains)]
     except (ConfigError, HostError, LibvirtError, UnusableInput):
         return []
     return [finding for finding in findings if finding is not None]
+
+
+def _ovirt(sources: Sequence[DomainSource]) -> Optional[Finding]:
+    """That oVirt's engine remembers layouts that pcinuma made; once, whatever number of VMs there are."""
+    ovirt = [source for source in sources if manager_of(parse(source.xml, source.name)) is Manager.OVIRT]
+    if not any(parse_domain(source.xml).placement for source in ovirt):
+        return None
+    message = "a VM of oVirt's that is placed must not start on a host without pcinuma: the engine remembers its layout by halves"
+    return warn("oVirt", message, "install vdsm-hook-pcinuma on all hosts of the cluster; how to take it off again: docs/managers/ovirt.md")
 
 
 def _decided() -> Mapping[str, Mapping[str, Any]]:

@@ -89,8 +89,8 @@ def _links(topology: Topology, root: Path) -> Finding:
         return warn(what, str(error))
     bad = [item for item in facts if item.narrow or (item.slow and item.kind is not Kind.GPU)]  # idle GPUs lower their speed
     if bad:
-        names = ", ".join(item.name for item in bad[:4]) + (", …" if len(bad) > 4 else "")
-        hint = "reseat the card, look at its riser and at the slot's settings in the firmware; `pcinuma paths` has the figures"
+        names = ", ".join(f"{item.name} ({item.link_text})" for item in bad[:4]) + (", …" if len(bad) > 4 else "")
+        hint = "reseat the card, look at its riser and at the slot's settings in the firmware; `pcinuma paths` has all of them"
         return warn(what, f"{count(len(bad), 'device')} with a link below what both ends can do: {names}", hint)
     return passed(what, "no device has a link below what both ends can do")
 

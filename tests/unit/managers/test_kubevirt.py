@@ -101,7 +101,8 @@ def test_where_nothing_can_be_placed_the_xml_is_virt_launchers_own_byte_for_byte
 def test_required_fails_the_vmi_and_says_by_which_annotation(shim: Shim) -> None:
     with pytest.raises(HookError, match="1"):
         shim.define(ABSENT, {"pcinuma/policy": "required"})
-    assert re.search(r"(?s)required.*0000:77:00.0.*pcinuma/policy is 'required'", shim.log)
+    assert re.search(r"(?s)required.*0000:77:00.0.*annotation pcinuma/policy set to 'preferred' or 'off'", shim.log)
+    assert "pcinuma disable" not in shim.log
 
 
 @pytest.mark.parametrize(

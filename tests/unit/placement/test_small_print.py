@@ -283,3 +283,21 @@ def test_raw_xml_keeps_one_free_port_on_the_main_root_as_libvirt_would_give_it(m
 def test_the_primary_display_keeps_slot_one_of_raw_xml(machine: Maker) -> None:
     result = machine("two-sockets").place(_pair(two_cells().with_extras()).raw())
     assert 1 not in {at.slot for at in Guest.of(result.xml).used(0)}
+
+
+@pytest.mark.parametrize(
+    ("written_by", "told"),
+    [
+        ("", "'pcinuma disable {name}' lets it start as it is"),
+        ("<nova:instance xmlns:nova='http://openstack.org/xmlns/libvirt/nova/1.1'/>", "'pcinuma disable {name}' lets it start as it is"),
+        ("<ovirt-vm:vm xmlns:ovirt-vm='http://ovirt.org/vm/1.0'/>", "the VM's custom property pcinuma_policy set to 'preferred' or 'off'"),
+    ],
+    ids=["libvirt", "nova", "ovirt"],
+)
+def test_a_refusal_names_what_the_guests_owner_can_set(machine: Maker, written_by: str, told: str) -> None:
+    domain = two_cells().hostdev("77:00.0").metadata(policy="required")
+    xml = domain.formatted().replace(b"<metadata>", f"<metadata>{written_by}".encode(), 1)
+    result = machine("two-sockets").place(xml)
+    assert result.refused and result.message is not None
+    assert told.format(name=domain.name) in result.message
+    assert ("pcinuma disable" in told) == ("pcinuma disable" in result.message)
