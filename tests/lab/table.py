@@ -27,10 +27,11 @@ nodes, an IOMMU, root complexes on expander buses, switches, SR-IOV. On it run t
 guest's kernel prints what it sees. `pcinuma demo` is the first of them for everybody. What the devices are is QEMU's (a GPU is an e1000e);
 what no virtual host can show is listed in [forms.md](forms.md).
 
-Every run of `tests/run lab` also lives through a day on the first host (`tests/lab/test_life_on_a_host.py`): install.sh, placing, a start
-with its devices on vfio-pci, a device taken out of the host and put back, a start that policy `required` refuses, a killed daemon, a
-transient guest and a hot-plug through the proxy, `pcinuma attach` and `pcinuma detach` of a device in a booted guest whose kernel sees it
-on its node and lets go of it, uninstalling. No systemd runs there, so the proxy is on a socket of its own. Libvirt runs guests as root.
+Every run of `tests/run lab` also lives through a day on the first host (`tests/lab/test_life_on_a_host.py`): install.sh, placing, planted
+faults of links and ACS that `pcinuma paths` and `pcinuma check` name, a start with its devices on vfio-pci, a device taken out of the host
+and put back, a start that policy `required` refuses, a killed daemon, a transient guest and a hot-plug through the proxy, `pcinuma attach`
+and `pcinuma detach` of a device in a booted guest whose kernel sees it on its node and lets go of it, uninstalling. No systemd runs there,
+so the proxy is on a socket of its own. Libvirt runs guests as root.
 
 `tests/run lab --full` has the same day once more with libvirtd, its hooks and guests under the AppArmor profiles that Debian's libvirt
 brings, enforced, and guests as user libvirt-qemu; the kernel's log of that whole day has no denial but one that is made on purpose. There

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from typing import Optional
 
@@ -11,11 +12,12 @@ import pytest
 from lxml import etree
 
 from pcinuma.lab import guest_tree, jobs, layout, nested
+from pcinuma.lab.guest_tree import PciPath
 from pcinuma.lab.layout import MAIN_ROOT
 from pcinuma.lab.virtual_host import HostRun
 from pcinuma.ranges import format_ranges
 from tests import needs
-from tests.lab import apparmor, tier2, tier3
+from tests.lab import apparmor, faults, tier2, tier3
 
 PRESET = tier2.preset()
 ADDRESSES = {name: str(address) for name, address in PRESET.host.addresses().items()}
@@ -46,6 +48,45 @@ def test_the_host_is_what_its_plan_says(first_host: HostRun) -> None:
         assert seen is not None, name
         assert str(seen.address) == ADDRESSES[name]
         assert seen.numa_node == (1 if name.endswith("1") else 0)
+
+
+def sentences(text: str) -> str:
+    """What was printed, without the line breaks of a terminal's width."""
+    return " ".join(text.split())
+
+
+@pytest.mark.parametrize("planted", faults.LINKS, ids=lambda planted: planted.device)
+def test_a_planted_link_is_shown_as_it_is_by_paths_and_by_check(first_host: HostRun, planted: faults.Link) -> None:
+    at, (now, best) = ADDRESSES[planted.device], (f"{speed:g} GT/s x{width}" for speed, width in (planted.does, planted.can))
+    (device,) = [device for device in json.loads(first_host.out["paths.json"])["devices"] if device["device"] == at]
+    assert (device["link"], device["best_link"]) == tuple({"speed_gts": s, "width": w} for s, w in (planted.does, planted.can))
+    assert re.search(rf"(?m)^{at} .*  {now} of {best}  ", first_host.out["paths"])
+    assert re.search(rf"{planted.told}: [^;]*{at}", sentences(first_host.out["paths"]))
+    (line,) = [line for line in first_host.out["check"].splitlines() if " links " in line]
+    assert line.startswith("WARN") and f"{at} ({now} of {best})" in line
+
+
+def test_without_planted_links_nothing_is_said_of_links(first_host: HostRun) -> None:
+    (line,) = [line for line in first_host.out["check-unplanted"].splitlines() if " links " in line]
+    assert line.startswith("PASS")
+
+
+@pytest.mark.parametrize("whose", ["host", "guest"])
+@pytest.mark.parametrize("planted", [*faults.PAIRS, faults.UNPLANTED], ids=["redirected", "not redirected", "unplanted"])
+def test_what_planted_acs_and_ats_do_to_a_pair_is_what_paths_says(first_host: HostRun, planted: faults.Pair, whose: str) -> None:
+    before = "" if planted in faults.PAIRS else "-unplanted"
+    file = f"{'guest-' if whose == 'guest' else ''}paths{before}"
+    at = [ADDRESSES[name] for name in planted.devices]
+    (pair,) = [pair for pair in json.loads(first_host.out[f"{file}.json"])["pairs"] if [pair["first"], pair["second"]] == at]
+    tree = guest_tree.parse(first_host.out["host-tree"])
+    above = [tree.at(PciPath(path.root, path.chain[:-1])) for path in (PRESET.host.places()[name] for name in planted.devices)]
+    names = {"ports": " and ".join(str(port.address) for port in above if port is not None), "devices": " and ".join(at)}
+    way, why, advice = (word.format(**names) for word in (planted.host if whose == "host" else planted.guest))
+    assert pair["verdict"] == way
+    assert why in pair["why"]
+    assert advice in (pair["advice"] or "") and bool(advice) == bool(pair["advice"])
+    if not before:
+        assert pair["why"] in sentences(first_host.out[file])
 
 
 def test_a_definition_is_placed_before_the_start(first_host: HostRun) -> None:

@@ -11,7 +11,7 @@ from pcinuma.lab.hardware import nic
 from pcinuma.lab.presets import Preset
 from pcinuma.lab.virtual_host import HostRun
 from tests import needs
-from tests.lab import apparmor
+from tests.lab import apparmor, faults
 
 PLUGGED = "other-nic1"
 STRANGER = "stranded"
@@ -25,6 +25,11 @@ def preset() -> Preset:
     made = presets.two_sockets_with_switches()
     made.host.complexes[-1].port(nic(PLUGGED))
     return made
+
+
+def addresses() -> dict[str, str]:
+    """Name -> address in the running host."""
+    return {name: str(address) for name, address in preset().host.addresses().items()}
 
 
 FIRST = jobs.VERSIONS + jobs.INSTALL + jobs.SPARE_PORTS + jobs.DEFINE + jobs.PLACED
@@ -111,13 +116,13 @@ start_pcinuma
 
 def job(whole: bool) -> str:
     """The day; ``whole``: the guest's agent is asked too, and where AppArmor can be had libvirt and guests are under it."""
-    seen = jobs.MEMORY + jobs.GUEST + jobs.READ
+    first, seen = FIRST + faults.job(addresses()), jobs.MEMORY + jobs.GUEST + jobs.READ
     if not whole:
-        return jobs.DRIVERS + jobs.LIBVIRT + FIRST + jobs.START + seen + SECOND
+        return jobs.DRIVERS + jobs.LIBVIRT + first + jobs.START + seen + SECOND
     if needs.apparmor():
-        return jobs.DRIVERS + jobs.LIBVIRT + FIRST + jobs.START + seen + AGENT + SECOND
+        return jobs.DRIVERS + jobs.LIBVIRT + first + jobs.START + seen + AGENT + SECOND
     start = apparmor.LABEL_OF_HOOKS + jobs.START + apparmor.LABELS
-    return jobs.DRIVERS + apparmor.LIBVIRT + FIRST + start + seen + AGENT + SECOND + apparmor.LOG
+    return jobs.DRIVERS + apparmor.LIBVIRT + first + start + seen + AGENT + SECOND + apparmor.LOG
 
 
 def definition(agent: bool = False) -> bytes:
@@ -153,6 +158,7 @@ def run(image: kernel.Kernel, scratch: Path, whole: bool = False) -> HostRun:
         "unseen": nested.UNPLUGGED,
     }
     line = apparmor.COMMAND_LINE if confined else virtual_host.CMDLINE
+    hands = faults.hands(scratch, addresses())
     return virtual_host.run(
-        host.host, job(whole) % names, image, scratch, files=files, timeout=jobs.PATIENCE, command_line=line
+        host.host, job(whole) % names, image, scratch, files=files, timeout=jobs.PATIENCE, progress=hands, command_line=line
     )
