@@ -79,7 +79,7 @@ def judge(
     pairs = pair(layout, host, guest)
     findings = [*_bridges(layout, guest), *_foreign_devices(layout, guest)]
     for item in pairs:
-        findings += _device(item, guest, cells, kinds)
+        findings += [*_device(item, guest, cells, kinds), *_link(item, layout, host, guest)]
     for one, other in combinations([item for item in pairs if item.guest is not None], 2):
         findings += _relation(one, other, cells, group_by)
     return findings
@@ -119,6 +119,18 @@ def _device(item: Pairing, guest: SeenTree, cells: Mapping[int, int], kinds: Opt
     if cell is not None and guest.nodes.get(cell) and seen.local_cpus != guest.nodes[cell]:
         findings.append(Finding(item.source, f"local_cpulist {sorted(seen.local_cpus)} is not that of cell {cell}"))
     return findings
+
+
+def _link(item: Pairing, layout: Layout, host: SeenTree, guest: SeenTree) -> list[Finding]:
+    """A port of which QEMU is told a link shows that of the host's port; what it is not told is QEMU's own."""
+    port = guest.at(item.path.bridges[-1]) if item.path.bridges else None
+    above = host.at(item.host.path.bridges[-1]) if item.host.path.bridges else None
+    device = next(device for device in layout.passthrough if device.source == item.source)
+    told = dict(layout.controllers[device.address.bus].properties) if device.address.bus in layout.controllers else {}
+    if port is None or above is None:
+        return []
+    wrong = [(seen, real) for name, seen, real in zip(("x-speed", "x-width"), port.link, above.link) if name in told and seen != real]
+    return [Finding(item.source, f"the port above it shows a link of {seen} and must show {real}") for seen, real in wrong]
 
 
 def _node(node: Optional[int]) -> str:

@@ -156,7 +156,8 @@ def _bridge(controller: Controller, machine: str) -> str:
         node = f",numa_node={controller.cell}" if controller.cell is not None else ""
         return f"{kind},bus_nr={controller.bus_nr}{node},{where}"
     if controller.model == "pcie-root-port":
-        return f"pcie-root-port,port={port},chassis={chassis}{hotplug},{where}"
+        more = "".join(f",{name}={value}" for name, value in controller.properties)
+        return f"pcie-root-port,port={port},chassis={chassis}{hotplug}{more},{where}"
     if controller.model == "pcie-switch-upstream-port":
         return f"x3130-upstream,{where}"
     if controller.model == "pcie-switch-downstream-port":

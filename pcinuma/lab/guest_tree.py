@@ -46,7 +46,7 @@ class PciPath(NamedTuple):
 @dataclass(frozen=True)
 class SeenDevice:
     """A PCI device as a kernel sees it. ``numa_node`` is None where the kernel says -1 or nothing; ``behind``: of a bridge in a guest, the
-    number of the bus behind it."""
+    number of the bus behind it. ``link``: GT/s and lanes that it can do at most, in the kernel's words; empty where it says nothing."""
 
     path: PciPath
     address: PciAddress
@@ -56,6 +56,7 @@ class SeenDevice:
     numa_node: Optional[int]
     local_cpus: frozenset[int]
     behind: Optional[int] = None
+    link: tuple[str, str] = ("", "")
 
     @property
     def is_bridge(self) -> bool:
@@ -133,6 +134,7 @@ def _device(fields: dict[str, str]) -> SeenDevice:
         numa_node=int(node) if node and int(node) >= 0 else None,
         local_cpus=cpus(fields["local_cpulist"]),
         behind=int(fields["behind"], 16) if fields.get("behind") else None,
+        link=(fields.get("speed", ""), fields.get("width", "")),
     )
 
 
@@ -151,6 +153,7 @@ def read_sysfs(root: Path) -> SeenTree:
         real = entry.resolve()
         fields = {"path": str(real), "numa_node": _line(real / "numa_node"), "local_cpulist": _line(real / "local_cpulist")}
         fields.update({"class": _line(real / "class"), "vendor": _line(real / "vendor"), "device": _line(real / "device")})
+        fields.update({"speed": _line(real / "max_link_speed").partition(" ")[0], "width": _line(real / "max_link_width")})
         if _negative(fields["numa_node"]) and (real / "physfn").exists():
             fields["numa_node"] = _line(real / "physfn" / "numa_node")
         devices.append(_device(fields))

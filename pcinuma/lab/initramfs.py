@@ -40,7 +40,10 @@ print_tree() {
         numa_node=; read -r numa_node <numa_node
         cpus=; read -r cpus <local_cpulist
         behind=; for bus in pci_bus/*; do [ -e "$bus" ] && behind=${bus##*:}; done
-        echo "pci path=$PWD class=$class vendor=$vendor device=$id numa_node=$numa_node local_cpulist=$cpus behind=$behind"
+        speed=; [ -e max_link_speed ] && read -r speed _ <max_link_speed
+        width=; [ -e max_link_width ] && read -r width <max_link_width
+        echo "pci path=$PWD class=$class vendor=$vendor device=$id numa_node=$numa_node local_cpulist=$cpus behind=$behind" \
+            "speed=$speed width=$width"
     done
     cd /
     echo "%(end)s"

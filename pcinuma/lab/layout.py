@@ -20,12 +20,13 @@ from pcinuma.xml_parser import parse
 MAIN_ROOT = "0000:00"
 ROOTS = ("pcie-root", "pci-root")
 EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
 
 @dataclass(frozen=True)
 class Controller:
     """A PCI controller. ``bus_nr`` and ``cell`` are an expander's; ``address`` is None for the roots; ``phb`` is the index that pseries
-    knows a PCI host bridge by, and the PCI domain under which Linux shows it."""
+    knows a PCI host bridge by, and the PCI domain under which Linux shows it; ``properties``: QEMU's, by ``<qemu:override>``."""
 
     index: int
     model: str
@@ -37,6 +38,7 @@ class Controller:
     chassis: Optional[int]
     port: Optional[int]
     phb: Optional[int] = None
+    properties: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ def read(xml: bytes) -> Layout:
     cells = {
         int(cell.get("id", str(position))): _count(cell.get("cpus", "")) for position, cell in enumerate(root.iterfind("cpu/numa/cell"))
     }
+    overridden = {str(device.get("alias")): _properties(device) for device in root.iterfind(f"{_QEMU}override/{_QEMU}device")}
     controllers = {}
     devices = []
     for element in root.iterfind("devices/*"):
         if element.tag == "controller" and element.get("type") == "pci":
-            controller = _controller(element)
+            controller = _controller(element, overridden.get(f"pci.{element.get('index')}", ()))
             if controller.index in controllers:
                 raise LabError("two PCI controllers share an index", subject=str(controller.index))
             controllers[controller.index] = controller
@@ -112,6 +115,10 @@ def read(xml: bytes) -> Layout:
     machine = kind.get("machine", "") if kind is not None else ""
     _reject_collisions(controllers, devices)
     return Layout(machine, cells, controllers, tuple(devices))
+
+
+def _properties(device: etree._Element) -> tuple[tuple[str, str], ...]:
+    return tuple((str(item.get("name")), str(item.get("value"))) for item in device.iterfind(f"{_QEMU}frontend/{_QEMU}property"))
 
 
 def _reject_collisions(controllers: dict[int, Controller], devices: list[Device]) -> None:
@@ -147,7 +154,7 @@ def _multifunction(element: etree._Element) -> bool:
     return address is not None and address.get("multifunction") == "on"
 
 
-def _controller(element: etree._Element) -> Controller:
+def _controller(element: etree._Element, properties: tuple[tuple[str, str], ...]) -> Controller:
     target = element.find("target")
     node = element.findtext("target/node")
     return Controller(
@@ -161,6 +168,7 @@ def _controller(element: etree._Element) -> Controller:
         chassis=_number(target, "chassis") or _number(target, "chassisNr"),
         port=_number(target, "port"),
         phb=_number(target, "index"),
+        properties=properties,
     )
 
 

@@ -33,7 +33,14 @@ def kept(xml: bytes) -> bytes:
     root = etree.fromstring(xml)
     _Keeper(root).run()
     etree.indent(root, space="  ")
-    return etree.tostring(root) + b"\n"
+    return _namespace_on_root(etree.tostring(root)) + b"\n"
+
+
+def _namespace_on_root(xml: bytes) -> bytes:
+    """libvirt declares its QEMU namespace on the root element, and only where something of it follows."""
+    declaration = b' xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0"'
+    xml = xml.replace(declaration, b"")
+    return xml.replace(b"<domain", b"<domain" + declaration, 1) if b"<qemu:" in xml else xml
 
 
 class _Keeper:
