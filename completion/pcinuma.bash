@@ -16,6 +16,10 @@ _pcinuma() {
             choices="auto off"
             [ "$command" != policy ] || choices="auto off default"
             ;;
+        --link)
+            choices="host off"
+            [ "$command" != policy ] || choices="host off default"
+            ;;
         --memory) choices="strict preferred restrictive" ;;
         --root)
             mapfile -t COMPREPLY < <(compgen -d -- "$word")
@@ -60,14 +64,14 @@ _pcinuma_words() {
         revert) echo "--help --all --dry-run --json" ;;
         enable) echo "--help --all --json" ;;
         disable) echo "--help --revert --json" ;;
-        policy) echo "--help --group-by --cells --json" ;;
+        policy) echo "--help --group-by --cells --link --json" ;;
         cells) echo "--help --apply --remove --replan --memory --diff --root --json" ;;
         explain) echo "--help --root --json" ;;
         topology) echo "--help --root --live --all --nccl --install --svg --timeout --json" ;;
         paths) echo "--help --root --json" ;;
         attach) echo "--help --live --config --json" ;;
         detach) echo "--help --live --config --timeout --json" ;;
-        place) echo "--help --root --group-by --policy --cells --replan --report" ;;
+        place) echo "--help --root --group-by --policy --cells --link --replan --report" ;;
         metrics) echo "--help --output --openmetrics" ;;
         capture) echo "--help --root --force --json" ;;
         demo) echo "--help --keep --quick --json" ;;

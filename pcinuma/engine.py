@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, Mapping, NamedTuple, Optional, Sequence
 
 from pcinuma.address import PciAddress
 from pcinuma.domain.aperture import manager_of
@@ -25,7 +25,7 @@ from pcinuma.domain.xml import Document
 from pcinuma.domain_reason import no_cells_hint, why_nothing
 from pcinuma.errors import DomainError, HostError, UnusableInput
 from pcinuma.host.place import HostReader
-from pcinuma.model import BACKED, POLICY_SETTINGS, Domain, MachineKind, Placement
+from pcinuma.model import BACKED, POLICY_SETTINGS, Domain, Hypervisor, MachineKind, Placement
 from pcinuma.placement.aperture import NoAperture
 from pcinuma.placement.layout import EXPANDERS, Layout
 from pcinuma.placement.options import PlanOptions
@@ -45,6 +45,7 @@ _DEFAULTS = Settings()
 _NOTHING_LEFT = "no device has a place that the guest could see any more: the devices are back on the default PCI root"
 _RECORD_GONE = "pcinuma's record of an earlier placement is taken out"
 _STALE_EXPANDERS_GONE = "the expander buses that oVirt's engine remembers of an earlier placement are taken out"
+_LINKS_CHANGED = "what the guest's root ports tell of their links changes"
 _CELLS_RECORD_GONE = "pcinuma's record of cells that it wrote is taken out, for they are gone or somebody changed them"
 _REASON_OF_MACHINE = {MachineKind.NONE: Reason.MACHINE_TYPE, MachineKind.UNNAMED: Reason.NO_MACHINE}
 
@@ -59,7 +60,8 @@ class Request:
     devices that somebody put on one of our ports and that the guest already ran with: they stay. ``cells``: whether a guest without cells
     gets some, and ``memory`` how they are bound to host nodes, else by the owner's ``<numatune>``, else strictly. ``replan_cells``: a guest
     that has pcinuma's gets those that it would get today. ``stale_expanders``: what oVirt's engine remembers of a placement is taken out,
-    though no metadata says any more whose it is. ``policy_setting``: what a manager's users set the policy by, in their words.
+    though no metadata says any more whose it is. ``policy_setting``: what a manager's users set the policy by, in their words. ``link``:
+    whether root ports tell the host's links; ``hypervisor``: asks libvirt what it is, where it may be asked, and only if that matters.
     """
 
     root: Path = Path("/")
@@ -74,6 +76,8 @@ class Request:
     replan_cells: bool = False
     stale_expanders: bool = True
     policy_setting: Optional[str] = None
+    link: Optional[bool] = None
+    hypervisor: Optional[Callable[[], Optional[Hypervisor]]] = None
 
 
 class CellsOption(NamedTuple):
@@ -107,7 +111,7 @@ def place(xml: bytes, request: Optional[Request] = None) -> Result:
         job = _Job(xml, document, request)
         if request.stale_expanders and has_stale_expanders(document, job.domain):
             return _without_stale_expanders(job)
-        return job.run() if job.domain.made_cells is None else _with_made_cells(job)
+        return _with_links(job) if job.concerns_links else _placed(job)
     except Exception as error:  # the boundary: no failure of pcinuma stops a guest
         message = f"{Reason.INTERNAL.sentence} ({type(error).__name__}: {error})"
         required = request.policy is Policy.REQUIRED
@@ -118,6 +122,10 @@ def revert(xml: bytes) -> Result:
     """Take pcinuma's placement and cells back out of the domain ``xml``: outcome ``placed`` if the XML changed, else ``unchanged``."""
     document = Document(xml)
     domain, elements = read_domain(document)
+    if domain.placement is not None and domain.placement.links:
+        from pcinuma.links import without as without_links  # not for those who do without
+
+        return revert(without_links(document, domain.placement))
     if domain.placement is None and domain.made_cells is None:
         return Result(Outcome.UNCHANGED, None, "pcinuma has not placed this domain", None, (), xml)
     message = "reverted to the layout before pcinuma"
@@ -132,6 +140,46 @@ def revert(xml: bytes) -> Result:
                 return Result(Outcome.UNCHANGED, None, stay, None, (), xml, cells=cell_reports(domain.made_cells))
             message = f"{message}; {stay}"
     return Result(Outcome.PLACED, None, message, None, (), document.serialise())
+
+
+def _placed(job: _Job) -> Result:
+    return job.run() if job.domain.made_cells is None else _with_made_cells(job)
+
+
+def _with_links(job: _Job) -> Result:
+    """A domain whose ports tell the host's links, or shall: placed as if they told nothing, and then told."""
+    from pcinuma.links import without
+
+    standing = job.linked.links if job.linked is not None else ()
+    if job.policy is Policy.OFF:
+        return _placed(job)
+    bare = job
+    if job.linked is not None:
+        xml = without(Document(job.xml), job.linked)
+        bare = _Job(xml, Document(xml), job.request)
+    result = _told(job, bare, _placed(bare), standing)
+    if result.outcome is Outcome.UNCHANGED and result.xml != job.xml:
+        bare = _Job(bare.xml, Document(bare.xml), job.request)
+        bare.writes = True  # as everything that changes a definition, this brings the record up to date
+        result = _told(job, bare, _placed(bare), standing)
+        message = "; ".join([part for part in (_LINKS_CHANGED, result.message) if part])
+        return replace(result, outcome=Outcome.PLACED, reason=None, message=message)
+    return result
+
+
+def _told(job: _Job, bare: _Job, result: Result, standing: Sequence[tuple[int, str]]) -> Result:
+    """``result``, which came of ``bare``, with what ports are to tell. ``standing``: what they told in the domain of ``job``."""
+    from pcinuma.links import says_so, tell
+
+    if result.refused or (result.outcome is Outcome.FALLBACK and result.xml == bare.xml):
+        return replace(result, xml=job.xml)
+    if not job.asks_for_link or not any(device.placed for device in result.devices):
+        return result
+    request = job.request
+    told = tell(result.xml, result.devices, job.reader.sysfs, request.pools, request.hypervisor, standing)
+    xml = job.xml if result.xml == bare.xml and says_so(job.document, standing, told) else told.xml
+    message = "; ".join([part for part in (result.message, told.lacking) if part])
+    return replace(result, xml=xml, message=message or None)
 
 
 def _without_stale_expanders(job: _Job) -> Result:
@@ -190,11 +238,13 @@ class _Job:
         self.elements: Elements
         self.domain, self.elements = self._read(document)
         self.recorded = self.domain.placement is not None
+        self.linked = self.domain.placement if self.domain.placement is not None and self.domain.placement.links else None
         if self.domain.placement is not None and not self.domain.placement.controllers:
             self.domain = self.domain._replace(placement=None)  # nothing of it is left, so it binds nobody
         self.reader = HostReader(request.root)
         self.resolution = Resolution.nothing()
         self.got_cells = False
+        self.writes = False
 
     def _read(self, document: Document) -> tuple[Domain, Elements]:
         return read_domain(document, frozenset(self.request.pools), self.request.settings.near_backing)
@@ -216,6 +266,19 @@ class _Job:
             return False
         asked = self.request.cells if self.request.cells is not None else self.domain.asks_for_cells
         return self.request.settings.cells if asked is None else asked
+
+    @property
+    def asks_for_link(self) -> bool:
+        """Whether the guest's root ports tell the host's links."""
+        if self.domain.asks_for_link is False:
+            return False
+        asked = self.request.link if self.request.link is not None else self.domain.asks_for_link
+        return self.request.settings.link if asked is None else asked
+
+    @property
+    def concerns_links(self) -> bool:
+        """Whether they do, or shall."""
+        return self.asks_for_link or self.linked is not None
 
     def run(self) -> Result:
         standing = self.domain.made_cells
@@ -331,7 +394,7 @@ class _Job:
             lacking = unmet(devices)
             if lacking is not None:
                 return self._refuse(lacking)
-        if plan.empty and not self.got_cells and _says_the_same(plan.placement, domain.placement):
+        if plan.empty and not self.got_cells and not self.writes and _says_the_same(plan.placement, domain.placement):
             why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.addresses else self._why_nothing(devices)
             return self._as_it_is(Outcome.UNCHANGED, *why, plan, devices)
         if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included

@@ -91,11 +91,17 @@ class Original(NamedTuple):
 
 
 class Placement(NamedTuple):
-    """The metadata element ``<placement>``: what pcinuma did to this domain."""
+    """The metadata element ``<placement>``: what pcinuma did to this domain.
+
+    ``links``: controller index -> the link that its port was made to tell, as written; ``declared``: what of libvirt's QEMU namespace was
+    there before, to no purpose (:mod:`pcinuma.domain.links`).
+    """
 
     group_by: GroupBy
     controllers: tuple[int, ...]
     devices: tuple[Original, ...]
+    links: tuple[tuple[int, str], ...] = ()
+    declared: Optional[str] = None
 
 
 class Manager(enum.Enum):
@@ -156,6 +162,15 @@ class MadeCells(NamedTuple):
     containers: tuple[str, ...]
 
 
+class Hypervisor(NamedTuple):
+    """What libvirt says of itself: its version and its default emulator's, as major, minor; that emulator's path and architecture."""
+
+    libvirt: tuple[int, int]
+    qemu: tuple[int, int]
+    emulator: Optional[str]
+    arch: Optional[str]
+
+
 class Domain(NamedTuple):
     """A domain as placement sees it.
 
@@ -165,8 +180,8 @@ class Domain(NamedTuple):
     ``multifunction``: those of the devices' addresses that say so. ``unaddressed``: for how many of the others libvirt will have to find an
     address. ``root_iommu``: an IOMMU is for the main root only. ``placement``: with pcinuma's own controllers alone. ``commandline_pci``:
     an argument that hands QEMU a PCI device; ``overridden``: sources of devices whose bus or address ``<qemu:override>`` sets.
-    ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing. ``asks_for_cells``: None
-    where the owner says nothing. ``made_cells``: what pcinuma wrote, whatever became of it.
+    ``firmware``: of UEFI guests. ``problem``: the first value in the XML that means nothing. ``asks_for_cells``,
+    ``asks_for_link``: None where the owner says nothing. ``made_cells``: what pcinuma wrote, whatever became of it.
     """
 
     name: str
@@ -195,6 +210,7 @@ class Domain(NamedTuple):
     warnings: tuple[str, ...]
     asks_for_cells: Optional[bool] = None
     made_cells: Optional[MadeCells] = None
+    asks_for_link: Optional[bool] = None
 
     def addresses(self) -> list[PciAddress]:
         """Every guest address that something has."""

@@ -11,6 +11,7 @@ later value winning, all below the same root directory as the host's ``sys/`` (s
     unaligned = root            ; root | nearest
     near-backing = off          ; off | on
     cells = off                 ; off | auto: NUMA cells for guests that have none
+    link = off                  ; off | host: root ports tell the guest the speed and width of the host's links
 
     [daemon]
     adopt = new                 ; new: domains defined after the first start | none: only enabled ones
@@ -74,6 +75,9 @@ class Adopt(enum.Enum):
 CELLS: Mapping[str, bool] = {"off": False, "auto": True}
 """What the word for cells says, wherever it stands: whether guests without cells are given some."""
 
+LINK: Mapping[str, bool] = {"off": False, "host": True}
+"""Likewise for links: whether the guest's root ports tell those of the host."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -85,6 +89,7 @@ class Settings:
     unaligned: Unaligned = Unaligned.ROOT
     near_backing: bool = False
     cells: bool = False
+    link: bool = False
     adopt: Adopt = Adopt.NEW
     libvirt_uri: str = "qemu:///system"
     proxy_timeout: float = 2.0
@@ -100,6 +105,12 @@ def _cells(text: str) -> bool:
     if text not in CELLS:
         raise ValueError
     return CELLS[text]
+
+
+def _link(text: str) -> bool:
+    if text not in LINK:
+        raise ValueError
+    return LINK[text]
 
 
 def _count(text: str) -> int:
@@ -129,6 +140,7 @@ _KEYS: Mapping[tuple[str, str], tuple[str, Callable[[str], Any], str]] = {
     ("placement", "unaligned"): ("unaligned", Unaligned, "root or nearest"),
     ("placement", "near-backing"): ("near_backing", _switch, "on or off"),
     ("placement", "cells"): ("cells", _cells, "off or auto"),
+    ("placement", "link"): ("link", _link, "off or host"),
     ("daemon", "adopt"): ("adopt", Adopt, "new or none"),
     ("daemon", "libvirt-uri"): ("libvirt_uri", _uri, "a libvirt URI such as qemu:///system"),
     ("proxy", "timeout"): ("proxy_timeout", _seconds, "seconds, above 0 and at most 60"),

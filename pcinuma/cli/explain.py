@@ -23,8 +23,9 @@ from pcinuma.reason import Outcome, Reason
 from pcinuma.settings import GroupBy
 from pcinuma.show.describe import Describer
 from pcinuma.show.distance import Distance
-from pcinuma.show.groupings import LINK_BELOW_ROOT_PORT, LINK_BELOW_SWITCH, Grouping, Shown, groupings, shown_by, trade
+from pcinuma.show.groupings import LINK_BELOW_SWITCH, Grouping, Shown, groupings, shown_by, trade
 from pcinuma.show.guest import SWITCH, Guest
+from pcinuma.show.links import links_sentence
 from pcinuma.show.progress import Progress
 from pcinuma.show.screen import Screen
 from pcinuma.show.trees import device_state
@@ -146,6 +147,8 @@ def _lines(explained: Explained, screen: Screen, describer: Describer) -> list[s
     lines += [screen.paint(f"  warning: {printable(warning)}", "yellow") for warning in result.warnings]
     shared = {code: sources for code, sources in reasons(report) if len(sources) > 1}
     notes = [*_cells(explained), *(f"{sentence(code)} ({code}): {_whom(sources, result)}" for code, sources in shared.items())]
+    if (links := links_sentence(Guest.read(result.xml, frozenset(explained.source.pools)).domain)) is not None:
+        notes.append(links)
     if notes:
         lines.append("")
         for note in notes:
@@ -246,7 +249,7 @@ def _groupings(explained: Explained, screen: Screen) -> list[str]:
             rows.append((name, "-", "-", "-", "-"))
             trades += _trade(now, grouping, screen)
             continue
-        link = LINK_BELOW_ROOT_PORT if not shown.behind_switch else f"{LINK_BELOW_SWITCH} for {shown.behind_switch} of {shown.devices}"
+        link = f"{LINK_BELOW_SWITCH} for {shown.behind_switch} of {shown.devices}" if shown.behind_switch else shown.link_below_root_port
         rows.append((name, str(shown.expanders), f"{shown.right} of {shown.pairs}", link, f"{shown.atomics} of {shown.devices}"))
         if not mine:
             trades += _trade(now, grouping, screen)

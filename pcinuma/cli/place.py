@@ -16,7 +16,7 @@ from pcinuma.engine import Request, place
 from pcinuma.errors import EXIT_DONE, EXIT_NEGATIVE, UnusableInput
 from pcinuma.host.topology import require_sys
 from pcinuma.printable import printable
-from pcinuma.settings import CELLS, GroupBy, Policy, load_settings
+from pcinuma.settings import CELLS, LINK, GroupBy, Policy, load_settings
 
 NAME = "place"
 HELP = "read a domain's XML, write the XML to start (a filter; changes nothing)"
@@ -29,6 +29,7 @@ examples:
   pcinuma place --root captured-host/ --group-by switch VM.xml
   pcinuma place --replan --group-by node PLACED.xml
   pcinuma place --cells auto FLAT.xml      NUMA cells and placement in one step, or neither
+  pcinuma place --link host VM.xml         the guest's root ports tell the host's links
 
 exit codes: 0 placed, unchanged or fallback; 1 policy 'required' is not met (no output); 2 input that is no domain XML, or wrong usage.
 """
@@ -41,6 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--group-by", choices=groupings, help="how finely to mirror the host (default: root-complex)")
     parser.add_argument("--policy", choices=["preferred", "required"], help="required: exit 1 unless every device is placed")
     parser.add_argument("--cells", choices=list(CELLS), help="auto: give a guest without NUMA cells those that its devices need")
+    parser.add_argument("--link", choices=list(LINK), help="host: root ports tell the guest the host's link speed and width")
     parser.add_argument("--replan", action="store_true", help="lay a placed domain out afresh")
     parser.add_argument("--report", type=Path, metavar="FILE", help="write what was decided, and why, as JSON")
     parser.add_argument("file", nargs="?", default="-", metavar="FILE", help="the domain's XML (default: standard input)")
@@ -59,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         settings=settings,
         replan=args.replan,
         cells=CELLS[args.cells] if args.cells else None,
+        link=LINK[args.link] if args.link else None,
     )
     result = place(xml, request)
     if args.report is not None:

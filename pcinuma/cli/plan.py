@@ -17,6 +17,7 @@ from pcinuma.reason import Reason
 from pcinuma.show.changes import Changes, controller_words, diff
 from pcinuma.show.describe import count
 from pcinuma.show.guest import Guest
+from pcinuma.show.links import links_sentence
 from pcinuma.show.screen import Row, Screen
 from pcinuma.show.trees import Passed, device_state, guest_rows, letters, tags
 from pcinuma.show.words import cell, fell_back, is_fallback, node, placed_of, reasons, sentence, why
@@ -129,6 +130,8 @@ def _whole(plan: Definition, screen: Screen, *, replan: bool) -> list[str]:
         if controllers:
             lines += ["", screen.paint(f"{count(len(controllers), 'controller')} {title}", colour)]
             lines += screen.table([(str(c.index), controller_words(c)) for c in controllers], indent="  ")
+    if (links := links_sentence(after.domain)) is not None:
+        lines += ["", *screen.wrap(links)]
     apply = command("apply", plan.domain, *(["--replan"] if replan else []))
     running = " (the guest is running: once it has been shut off and started)" if plan.running else ""
     lines += ["", *screen.wrap(f"Nothing has been changed. `{apply}` does it, for the next start{running}.")]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """``pcinuma policy``: what the owner of a domain wants of pcinuma, in the domain's own metadata, without an editor.
 
-Writes the three attributes of ``{urn:pcinuma:domain:1}pcinuma`` that belong to the owner, by libvirt's metadata call, which leaves the rest
+Writes the four attributes of ``{urn:pcinuma:domain:1}pcinuma`` that belong to the owner, by libvirt's metadata call, which leaves the rest
 of the definition alone.
 """
 
@@ -19,12 +19,12 @@ from pcinuma.daemon import client
 from pcinuma.domain.metadata import NAMESPACE
 from pcinuma.errors import EXIT_DONE, DaemonError, LibvirtError
 from pcinuma.printable import command, printable
-from pcinuma.settings import CELLS, GroupBy, Policy
+from pcinuma.settings import CELLS, LINK, GroupBy, Policy
 from pcinuma.show.words import placed_of, why
 from pcinuma.xml_parser import parse
 
 NAME = "policy"
-HELP = "show or set what the owner of a domain wants: preferred, required or off, the grouping, NUMA cells"
+HELP = "show or set what the owner of a domain wants: preferred, required or off, the grouping, NUMA cells, true links"
 EPILOG = """\
 examples:
   pcinuma policy vm1                       show it
@@ -34,6 +34,7 @@ examples:
   pcinuma policy vm1 default               what pcinuma.conf says
   pcinuma policy vm1 --group-by switch     mirror PCIe switches (pcinuma explain vm1 says what that costs)
   pcinuma policy vm1 --cells auto          give vm1 NUMA cells whenever it has none (pcinuma cells vm1 shows which)
+  pcinuma policy vm1 --link host           its root ports tell the host's link speed and width (libvirt logs it as tainted: custom-device)
 
 A domain that is placed keeps the grouping it was placed by, for devices that come later too, until `pcinuma apply vm1 --replan` lays it out
 afresh by the new one (which changes the addresses that its guest sees).
@@ -47,12 +48,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("policy", nargs="?", choices=choices, metavar="POLICY", help=", ".join(choices))
     parser.add_argument("--group-by", choices=[g.value for g in GroupBy] + [_DEFAULT], help="how finely the guest mirrors the host")
     parser.add_argument("--cells", choices=[*CELLS, _DEFAULT], help="auto: NUMA cells, if it has none; off: never")
+    parser.add_argument("--link", choices=[*LINK, _DEFAULT], help="host: root ports tell the host's links; off: QEMU's")
     parser.add_argument("--json", action="store_true", help="plain data")
 
 
 def run(args: argparse.Namespace) -> int:
     libvirt = libvirt_module()
-    asked = (("policy", args.policy), ("group-by", args.group_by), ("cells", args.cells))
+    asked = (("policy", args.policy), ("group-by", args.group_by), ("cells", args.cells), ("link", args.link))
     changes = {name: value for name, value in asked if value is not None}
     with connection(write=bool(changes)) as opened:
         domain = find_domain(opened, args.domain)
@@ -70,8 +72,8 @@ def run(args: argparse.Namespace) -> int:
             domain.setMetadata(kind, text, "pcinuma", NAMESPACE, where)
     report = _placed_now(name) if changes else None
     placed = element.find(f"{{{NAMESPACE}}}placement")
-    policy, group_by, cells = (element.get(attribute) for attribute, _ in asked)
-    shown = {"domain": name, "policy": policy, "group_by": group_by, "cells": cells, "report": report}
+    policy, group_by, cells, link = (element.get(attribute) for attribute, _ in asked)
+    shown = {"domain": name, "policy": policy, "group_by": group_by, "cells": cells, "link": link, "report": report}
     if args.json:
         print(json.dumps(shown, indent=2))
         return EXIT_DONE

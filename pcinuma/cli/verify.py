@@ -187,18 +187,13 @@ def links(checks: Sequence[Check], screen: Screen) -> list[str]:
             found[(check.seen.link, check.link)] = found.get((check.seen.link, check.link), 0) + 1
     lines = []
     for (shown, real), number in found.items():
-        text = f"{count(number, 'device')}: the guest is shown a link of {_words(shown)}, and the host's is {_words(real)}."
+        text = f"{count(number, 'device')}: the guest is shown a link of {shown.text}, and the host's is {real.text}."
         lines += screen.wrap(text)
     return lines
 
 
 def _less(one: Link, other: Link) -> bool:
     return any(mine is not None and theirs is not None and mine < theirs for mine, theirs in zip(one, other))
-
-
-def _words(link: Link) -> str:
-    speed = "?" if link.speed is None else f"{link.speed:g} GT/s"
-    return f"{speed} x{'?' if link.width is None else link.width}"
 
 
 def ask_guest(source: DomainSource, seconds: float) -> Told:

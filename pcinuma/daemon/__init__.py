@@ -27,6 +27,7 @@ One asyncio process. The event loop owns all state; threads only run what may bl
     undefine_race     domains that must not come back
     decisions         what was decided about each domain
     link              the connection to libvirt: events, reconnecting for ever
+    hypervisor        libvirt's and QEMU's versions
     pools             what only libvirt knows: hostdev network pools, and by
     mdevs             inactive mediated devices
     choices           what people decided about domains, a file each

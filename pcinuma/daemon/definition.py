@@ -28,6 +28,7 @@ from pcinuma.address import PciAddress
 from pcinuma.daemon.contention import Addresses
 from pcinuma.daemon.current_layout import as_it_is, foreign_devices, with_current_layout
 from pcinuma.daemon.definition_files import DefinitionFiles, Followed
+from pcinuma.daemon.hypervisor import hypervisor_of
 from pcinuma.daemon.overwritten import mended, read, replace_definition
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.stale import Stale
@@ -259,7 +260,9 @@ def _plan(domain: libvirt.virDomain, job: Job, pools: Pools, xml: bytes) -> tupl
         if foreign_devices(known) - ran_with:
             ran_with = ran_with | _running_foreign_devices(domain)
         job.give_way()
-    request = replace(job.request, pools=pools.resolve(domain.connect(), xml), ran_with=ran_with)
+    connection = domain.connect()
+    found = pools.resolve(connection, xml)
+    request = replace(job.request, pools=found, ran_with=ran_with, hypervisor=lambda: hypervisor_of(connection))
     return engine.place(xml, request), owner
 
 

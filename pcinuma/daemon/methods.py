@@ -21,6 +21,7 @@ from pcinuma.daemon.client import MAX_MESSAGE
 from pcinuma.daemon.current_layout import as_it_is
 from pcinuma.daemon.decisions import now
 from pcinuma.daemon.definition import Change
+from pcinuma.daemon.hypervisor import hypervisor_of
 from pcinuma.daemon.link import Link
 from pcinuma.daemon.pools import Pools
 from pcinuma.daemon.reconciler import Reconciler
@@ -153,10 +154,10 @@ class Methods:
 
         def work() -> tuple[engine.Result, Optional[str], str]:
             name, uuid, owner = summarise(xml)
-            pools = self._pools.known(xml)
+            request = replace(self._reconciler.placer.request(uuid), policy=policy, group_by=group_by, pools=self._pools.known(xml))
             if caller != "hook" and self._link.ready:
-                pools = self._pools.resolve(self._link.connection(), xml)
-            request = replace(self._reconciler.placer.request(uuid), policy=policy, group_by=group_by, pools=pools)
+                connection = self._link.connection()
+                request = replace(request, pools=self._pools.resolve(connection, xml), hypervisor=lambda: hypervisor_of(connection))
             result = engine.place(xml, request)
             # Who passes XML through on somebody's way to libvirt places what the daemon would place, and no more.
             if caller in ("proxy", "hook") and policy is None and not self._reconciler.placer.allows(uuid, owner):

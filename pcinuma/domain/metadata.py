@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """pcinuma's metadata element, ``{urn:pcinuma:domain:1}pcinuma`` (a frozen format).
 
-The owner writes ``policy``, ``group-by``, ``cells`` and ``<keep device="…"/>``; pcinuma alone writes ``<placement>`` and ``<cells>``.
+The owner writes ``policy``, ``group-by``, ``cells``, ``link`` and ``<keep device="…"/>``; pcinuma alone ``<placement>`` and ``<cells>``.
 Children are accepted with the namespace and without, since ``<keep>`` below a prefixed element is easily written so. Where ``<metadata>``
 or pcinuma's element was there and empty, the first of pcinuma's children says so by ``empty="metadata"`` or ``empty="pcinuma"``, so that
 taking them out leaves what was there.
 
 ``<cells>`` has a ``<cell id node cpus memory pinned/>`` for each cell that pcinuma wrote (vCPUs, KiB, host CPUs), a ``<vcpupin vcpu
 cpuset/>`` for each vCPU that it pinned, and in ``made`` the names of the elements that were not there.
+
+A ``<controller>`` whose port tells a link (:mod:`pcinuma.domain.links`) says which in ``link``, such as ``32x16``; ``declared`` on
+``<placement>`` says what of libvirt's QEMU namespace was there before it.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from pcinuma.domain.xml import Document, append, attribute, child, insert_after,
 from pcinuma.errors import DomainError
 from pcinuma.model import GuestCell, MadeCells, Original, Placement
 from pcinuma.ranges import Ranges, format_ranges, parse_spans
-from pcinuma.settings import CELLS, GroupBy, Policy
+from pcinuma.settings import CELLS, LINK, GroupBy, Policy
 
 NAMESPACE = "urn:pcinuma:domain:1"
 _ELEMENT = f"{{{NAMESPACE}}}pcinuma"
@@ -41,6 +44,7 @@ class Metadata(NamedTuple):
     placement: Optional[Placement]
     asks_for_cells: Optional[bool] = None
     cells: Optional[MadeCells] = None
+    asks_for_link: Optional[bool] = None
 
 
 NOTHING = Metadata(None, None, frozenset(), None)
@@ -56,7 +60,7 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
     element = find(metadata)
     if element is None:
         return NOTHING
-    policy, group_by, cells = element.get("policy"), element.get("group-by"), element.get("cells")
+    policy, group_by, cells, link = element.get("policy"), element.get("group-by"), element.get("cells"), element.get("link")
     children = _by_name(element)
     keep = frozenset([keep.get("device", "") for keep in children.get("keep", ())])
     placement = children["placement"][0] if "placement" in children else None
@@ -67,6 +71,7 @@ def read(metadata: Optional[etree._Element]) -> Metadata:
         None if placement is None else _placement(placement),
         None if cells is None else _asks_for_cells(cells),
         _made_cells(children["cells"][0]) if "cells" in children else None,
+        None if link is None else _asks_for_link(link),
     )
 
 
@@ -83,6 +88,23 @@ def write_wishes(document: Document, wishes: Mapping[str, str]) -> None:
 def write_placement(document: Document, placement: Optional[Placement]) -> None:
     """Put ``placement`` in the place of the old one; None takes it out, and with it whatever it leaves empty and was not there before."""
     _write(document, "placement", None if placement is None else partial(_placement_text, placement))
+
+
+def write_links(document: Document, links: Mapping[int, str], declared: Optional[str]) -> None:
+    """Say in the placement's record what ports tell, and of no others; the rest of it stays."""
+    element = find(child(document.root, "metadata"))
+    for placement in _by_name(element).get("placement", ())[:1] if element is not None else ():
+        _set(placement, "declared", declared)
+        for controller in _by_name(placement).get("controller", ()):
+            index = _number(controller.get("index"))
+            _set(controller, "link", None if index is None else links.get(index))
+
+
+def _set(element: etree._Element, name: str, value: Optional[str]) -> None:
+    if value is not None:
+        element.set(name, value)
+    elif name in element.attrib:
+        del element.attrib[name]
 
 
 def write_cells(document: Document, cells: Optional[MadeCells]) -> None:
@@ -217,9 +239,15 @@ def _placement(element: etree._Element) -> Placement:
         entry = _original(attributes_of(device))
         if entry is not None:
             originals.setdefault(entry.source, entry)
-    indexes = [index for controller in children.get("controller", ()) if (index := _number(controller.get("index"))) is not None]
+    controllers = children.get("controller", ())
+    indexes = [index for controller in controllers if (index := _number(controller.get("index"))) is not None]
+    linked = [(_number(controller.get("index")), link) for controller in controllers if (link := controller.get("link")) is not None]
     return Placement(
-        GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by), tuple(sorted(set(indexes))), tuple(originals.values())
+        GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by),
+        tuple(sorted(set(indexes))),
+        tuple(originals.values()),
+        tuple(sorted({index: link for index, link in linked if index is not None}.items())) if linked else (),
+        element.get("declared"),
     )
 
 
@@ -259,6 +287,12 @@ def _asks_for_cells(text: str) -> bool:
     if text not in CELLS:
         raise DomainError(f"cells {text!r} is neither auto nor off", subject="pcinuma's metadata")
     return CELLS[text]
+
+
+def _asks_for_link(text: str) -> bool:
+    if text not in LINK:
+        raise DomainError(f"link {text!r} is neither host nor off", subject="pcinuma's metadata")
+    return LINK[text]
 
 
 def _made_cells(element: etree._Element) -> MadeCells:

@@ -147,6 +147,7 @@ class _Reader:
             warnings=(*numa.warnings, *self._kept_in_vain(own.keep)),
             asks_for_cells=own.asks_for_cells,
             made_cells=own.cells,
+            asks_for_link=own.asks_for_link,
         )
         return domain, Elements(self.device_elements, self.address_elements, self.controller_elements, self.others)
 

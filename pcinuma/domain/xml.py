@@ -39,6 +39,7 @@ class Document:
         self._body = body
         self._slot_name = ""
         self._fillings: list[str] = []
+        self._undeclared = b""
 
     def slot(self) -> etree._Element:
         """A node to be put where text belongs that :meth:`fill` is told next."""
@@ -52,6 +53,10 @@ class Document:
         """Say what is written in the place of ``slot``: elements with their attributes in single quotes (:func:`attribute`)."""
         self._fillings[int(slot.text or "")] = text if self._single else text.replace("'", '"')
 
+    def undeclare(self, prefix: str, namespace: str) -> None:
+        """Leave out the root element's declaration of a namespace that nothing uses any more; lxml takes none away from an element."""
+        self._undeclared = f' xmlns:{prefix}="{namespace}"'.encode()
+
     def serialise(self) -> bytes:
         """The document as bytes, in the encoding that it came in; what stood before the root element as it stood."""
         tree = self.root.getroottree()
@@ -59,6 +64,9 @@ class Document:
         if "<".encode(encoding) == b"<":
             behind = [b"\n" + _beside(node).encode(encoding, "xmlcharrefreplace") for node in self.root.itersiblings()]
             root: bytes = etree.tostring(self.root, encoding=encoding, xml_declaration=False)
+            if self._undeclared:
+                tag, end, rest = root.partition(b">")
+                root = tag.replace(self._undeclared, b"", 1) + end + rest
             data = b"".join([self._filled(root, encoding), *behind])
         else:
             data = self._filled(etree.tostring(tree, encoding=encoding), encoding)

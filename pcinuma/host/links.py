@@ -40,10 +40,13 @@ def link_now(sysfs: Sysfs, name: str) -> Link:
 
 def best_link(sysfs: Sysfs, name: str) -> Link:
     """The most that the link between the device called ``name`` (``0000:17:00.0``) and the port above it can do."""
-    own = _told(sysfs, _carrier(sysfs, name), "max")
+    return both_ends(_told(sysfs, _carrier(sysfs, name), "max"), port_link(sysfs, name))
+
+
+def port_link(sysfs: Sysfs, name: str) -> Link:
+    """The most that the port above the device called ``name`` can do."""
     path = sysfs.link(f"{DEVICES}/{name}") or ""
-    port = _told(sysfs, posixpath.basename(posixpath.dirname(path)), "max") if path else Link()
-    return both_ends(own, port)
+    return _told(sysfs, posixpath.basename(posixpath.dirname(path)), "max") if path else Link()
 
 
 def both_ends(one: Link, other: Link) -> Link:

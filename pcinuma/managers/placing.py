@@ -26,6 +26,7 @@ WISHES: Mapping[str, tuple[str, ...]] = {
     "policy": ("preferred", "required", "off"),
     "group-by": ("root-complex", "switch", "node"),
     "cells": ("auto", "off"),
+    "link": ("host", "off"),
 }
 """The owner's attributes of the metadata, and what each takes."""
 

@@ -2,8 +2,9 @@
 """What each ``group-by`` would show the guest of one domain, what it gains and what it costs.
 
 Every figure is measured on a plan that the engine really makes for that grouping (afresh, as ``apply --replan`` would). The facts about
-emulated ports are QEMU's: a root port shows 16 GT/s x32, a switch 2.5 GT/s x1; QEMU announces AtomicOps completion only for a
-single-function vfio device directly below a root port (QEMU ``hw/vfio/pci.c``, ``vfio_pci_enable_rp_atomics``).
+emulated ports are QEMU's: a root port shows 16 GT/s x32 unless it is told otherwise (``link = host``), a switch 2.5 GT/s x1; QEMU announces
+AtomicOps completion only for a single-function vfio device directly below a root port (QEMU ``hw/vfio/pci.c``,
+``vfio_pci_enable_rp_atomics``).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from pcinuma.settings import GroupBy
 from pcinuma.show.describe import count
 from pcinuma.show.distance import Distance, distance, guest_location, host_location
 from pcinuma.show.guest import SWITCH, Guest
+from pcinuma.show.links import QEMUS, shown_links
 
-LINK_BELOW_ROOT_PORT = "16 GT/s x32"
+LINK_BELOW_ROOT_PORT = QEMUS.text
 LINK_BELOW_SWITCH = "2.5 GT/s x1"
 ORDER = (GroupBy.NODE, GroupBy.ROOT_COMPLEX, GroupBy.SWITCH)
 
@@ -40,7 +42,7 @@ class Pair:
 @dataclass(frozen=True)
 class Shown:
     """What one layout shows the guest. ``right``: pairs of devices with the host's distance, of ``pairs``; ``atomics``: devices that keep
-    AtomicOps, of ``devices``; ``behind_switch``: devices that show a switch port's link."""
+    AtomicOps, of ``devices``; ``behind_switch``: devices that show a switch port's link; ``links``: what root ports were told to show."""
 
     devices: int
     expanders: int
@@ -49,6 +51,12 @@ class Shown:
     behind_switch: int
     atomics: int
     wrong: tuple[Pair, ...]
+    links: tuple[str, ...] = ()
+
+    @property
+    def link_below_root_port(self) -> str:
+        """In words."""
+        return ", ".join(self.links) or LINK_BELOW_ROOT_PORT
 
     def as_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -59,6 +67,7 @@ class Shown:
             "pairs_as_on_host": self.right,
             "devices_behind_switch": self.behind_switch,
             "devices_with_atomicops": self.atomics,
+            "links_told": list(self.links),
             "pairs_not_as_on_host": [
                 {"first": pair.first, "second": pair.second, "host": pair.host.value, "guest": pair.guest.value} for pair in self.wrong
             ],
@@ -120,6 +129,7 @@ def shown_by(result: Result, pools: frozenset[str], topology: Topology) -> Shown
         behind_switch=len(switched),
         atomics=sum(address not in switched and not guest.has_neighbours(address) for address in placed),
         wrong=tuple(wrong),
+        links=shown_links(guest.domain),
     )
 
 
@@ -142,7 +152,7 @@ def trade(now: Shown, other: Grouping) -> list[Trade]:
         trades.append(Trade(pairs > 0, f"{abs(pairs)} {word} of {now.pairs} pairs of devices at the host's distance"))
     links = other.shown.behind_switch - now.behind_switch
     if links:
-        link = LINK_BELOW_SWITCH if links > 0 else LINK_BELOW_ROOT_PORT
+        link = LINK_BELOW_SWITCH if links > 0 else other.shown.link_below_root_port
         trades.append(Trade(links < 0, f"{count(abs(links), 'device')} would show a link of {link}, which NCCL computes bandwidths from"))
     atomics = other.shown.atomics - now.atomics
     if atomics:

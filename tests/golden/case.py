@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Callable, Optional, Union
 
 from pcinuma.engine import Request
+from pcinuma.model import Hypervisor
 from pcinuma.settings import GroupBy, MemoryMode, Policy, Settings
 from tests.hosts.build import Host
 from tests.hosts.machines import MACHINES
@@ -18,8 +19,8 @@ FOLDER = Path(__file__).parent
 class Case:
     """One case. ``domain`` is bytes, or a function from the output of the case ``after``; ``devices``: source -> cell or reason.
 
-    ``cells``, ``memory``: what the caller asks for. ``proposed``: of each guest cell that pcinuma wrote the host node, vCPUs, MiB of memory
-    and host CPUs. ``says``: a part of the message.
+    ``cells``, ``memory``, ``link``: what the caller asks for; ``hypervisor``: what libvirt says of itself. ``proposed``: of each guest cell
+    that pcinuma wrote the host node, vCPUs, MiB of memory and host CPUs. ``says``: a part of the message.
     """
 
     name: str
@@ -40,6 +41,8 @@ class Case:
     memory: Optional[str] = None
     proposed: Optional[list[tuple[int, str, int, str]]] = None
     says: Optional[str] = None
+    link: Optional[bool] = None
+    hypervisor: Optional[Hypervisor] = None
 
     def host(self) -> Host:
         return MACHINES[self.machine]() if isinstance(self.machine, str) else self.machine()
@@ -53,4 +56,6 @@ class Case:
             settings=Settings(**self.settings),  # type: ignore[arg-type]
             cells=self.cells,
             memory=MemoryMode(self.memory) if self.memory else None,
+            link=self.link,
+            hypervisor=None if self.hypervisor is None else lambda: self.hypervisor,
         )

@@ -8,6 +8,7 @@ judge of ``tests/hosts`` and this meaning are checked first).
 
 from __future__ import annotations
 
+from pcinuma.model import Hypervisor
 from pcinuma.settings import Unaligned
 from tests.golden.case import FOLDER, Case
 from tests.golden.cells import CELL_CASES
@@ -31,6 +32,17 @@ PAIR = {"0000:17:00.0": 0, "0000:b3:00.0": 1}
 
 def _pair(domain: Domain) -> Domain:
     return domain.hostdev("17:00.0").hostdev("b3:00.0")
+
+
+NEW_QEMU = Hypervisor((12, 8), (11, 1), "/usr/bin/qemu-system-x86_64", "x86_64")
+
+
+def _linked() -> Host:
+    """Two sockets; the port above 17:00.0 is PCIe 5.0 x16, the one above b3:00.0 has 8 lanes of PCIe 4.0."""
+    host = MACHINES["two-sockets"]()
+    host.functions["0000:16:00.0"].link = ("32.0 GT/s PCIe", "16")
+    host.functions["0000:b2:00.0"].link = ("16.0 GT/s PCIe", "8")
+    return host
 
 
 def _one_cell() -> Domain:
@@ -234,6 +246,11 @@ CASES = [
     Case("required-unmet", "two-sockets", _pair(_one_cell().metadata(policy="required")).formatted(),
          {"0000:17:00.0": None, "0000:b3:00.0": "no-cell"}, "fallback", "required"),
     Case("owner-extras", "two-sockets", _pair(two_cells().with_extras().metadata(policy="preferred")).formatted(), PAIR, expanders=2),
+    # Links.
+    Case("link-host", _linked, _pair(two_cells()).raw(), PAIR, expanders=2, link=True, hypervisor=NEW_QEMU),
+    Case("link-asked-by-owner", _linked, _pair(two_cells().metadata(link="host")).formatted(), PAIR, expanders=2, says="GT/s"),
+    Case("link-off-again", _linked, lambda xml: xml.replace(b" link='host'", b""), PAIR, expanders=2, after="link-asked-by-owner",
+         says="links changes"),
     # Limits.
     Case("thirty-three", crowd, _crowd(33).raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=1, stored=False),
     Case("i440fx-thirty-three", crowd, _crowd(33).on("pc").raw(), {f"0000:{n + 1:02x}:00.0": 0 for n in range(33)}, expanders=2,

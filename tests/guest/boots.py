@@ -18,7 +18,7 @@ from pcinuma.lab.compare import Finding
 from pcinuma.lab.endpoints import Endpoint
 from pcinuma.lab.guest_tree import SeenTree
 from pcinuma.lab.kernel import Kernel
-from pcinuma.model import AttachedAs
+from pcinuma.model import AttachedAs, Hypervisor
 from pcinuma.reason import Outcome
 from pcinuma.report import Result
 from pcinuma.settings import GroupBy
@@ -38,9 +38,10 @@ class Booted:
         return compare.judge(self.layout, self.host, self.guest, {node: cell for cell, node in cells.items()}, group_by, self.kinds)
 
 
-def placed(xml: bytes, root: Path, group_by: GroupBy) -> Result:
-    """What the engine makes of the domain; it must have placed it."""
-    result = place(xml, Request(root=root, group_by=group_by))
+def placed(xml: bytes, root: Path, group_by: GroupBy, *, link: bool = False, qemu: tuple[int, int] = (0, 0)) -> Result:
+    """What the engine makes of the domain; it must have placed it. ``link``: its ports tell the host's links, as far as ``qemu`` can."""
+    known = Hypervisor((8, 2), qemu, None, "x86_64")
+    result = place(xml, Request(root=root, group_by=group_by, link=link, hypervisor=lambda: known))
     assert result.outcome is Outcome.PLACED, result.report()
     return result
 

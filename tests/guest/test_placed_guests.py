@@ -3,11 +3,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from pcinuma.lab.kernel import Kernel
+from pcinuma.lab.machine import binary
 from pcinuma.settings import GroupBy
 from tests.guest.boots import boot, placed
 from tests.guest.handmade import plain
@@ -22,6 +25,8 @@ CASCADE = ["0000:24:00.0", "0000:25:00.0", "0000:28:00.0", "0000:2a:00.0", "0000
 FOUR_NODES = [f"0000:{0x40 + 0x20 * node + offset:02x}:00.0" for node in range(4) for offset in (0, 1)]
 VFS = [f"0000:{bus}:01.{function}" for bus in ("3b", "d8") for function in range(4)]
 CARDS = [("0000:17:00.0", "0000:17:00.1", "0000:17:00.2", "0000:17:00.3"), ("0000:65:00.0", "0000:65:00.1")]
+
+LINKS = [("32.0", "16"), ("16.0", "16"), ("8.0", "8"), ("5.0", "4"), ("2.5", "1"), ("64.0", "16")]
 
 CASES = [
     ("two-sockets", TWO_SOCKETS, SWAPPED, ROOT_COMPLEX, "seabios"),
@@ -61,10 +66,27 @@ def test_the_guest_sees_its_devices_where_the_host_has_them(
     assert booted.judge(cells, group_by) == []
 
 
-def test_a_domain_that_libvirt_has_not_formatted_is_right_too(lab_kernel: Kernel, tmp_path: Path) -> None:
-    root = MACHINES["two-sockets"]().write(tmp_path / "host")
-    result = placed(plain(TWO_SOCKETS, STRAIGHT, addresses=False), root, ROOT_COMPLEX)
-    assert boot(result.xml, root, lab_kernel, tmp_path).judge(STRAIGHT, ROOT_COMPLEX) == []
+def test_a_domain_that_libvirt_has_not_formatted_is_right_too_and_tells_true_links(lab_kernel: Kernel, tmp_path: Path) -> None:
+    """One port for each link that there is; QEMU before 9.0 knows none faster than 16 GT/s, and its port shows that."""
+    host = MACHINES["two-sockets"]()
+    for source, link in zip(TWO_SOCKETS, LINKS):
+        host.functions[source].parent.link = (f"{link[0]} GT/s PCIe", link[1])  # type: ignore[union-attr]
+    root = host.write(tmp_path / "host")
+    qemu = qemu_version()
+    result = placed(plain(TWO_SOCKETS, STRAIGHT, addresses=False), root, ROOT_COMPLEX, link=True, qemu=qemu)
+    booted = boot(result.xml, root, lab_kernel, tmp_path)
+    assert booted.judge(STRAIGHT, ROOT_COMPLEX) == []
+    ports = [booted.guest.at(booted.layout.path(device.address).bridges[-1]) for device in booted.layout.passthrough]
+    fastest = 64 if qemu >= (9, 0) else 16
+    assert [port and port.link for port in ports] == [(speed if float(speed) <= fastest else "16.0", width) for speed, width in LINKS]
+    assert (result.message is None) is (fastest == 64)
+
+
+def qemu_version() -> tuple[int, int]:
+    said = subprocess.run([binary(), "--version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"version (\d+)\.(\d+)", said)
+    assert found is not None, said
+    return int(found.group(1)), int(found.group(2))
 
 
 # SeaBIOS maps eight BARs of 64 GiB in test_windows.

@@ -18,6 +18,7 @@ from tests.hosts.guest import Guest
 from tests.hosts.passthrough import NS, Passed, cells_for, is_passed, listed, ours, passed, placement
 from tests.hosts.rules import layout_faults, place_faults
 
+QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 DEVICE_KEYS = ["device", "source", "form", "host_node", "guest_cell", "guest_address", "placed", "reason"]
 REPORT_KEYS = ["outcome", "reason", "message", "group_by", "cells", "devices"]
 
@@ -180,6 +181,7 @@ def without_ours(xml: bytes, foreign: AbstractSet[str] = frozenset()) -> str:
     root = etree.fromstring(xml)
     owned = set(ours(xml))
     strip(root)
+    _strip_links(root)
     for element in root.find("devices").iterchildren(etree.Element):
         if foreign and _unaddressed(element) in foreign:
             element.remove(element.find("address"))
@@ -205,6 +207,24 @@ def without_ours(xml: bytes, foreign: AbstractSet[str] = frozenset()) -> str:
         if not len(metadata):
             root.remove(metadata)
     return lines(root)
+
+
+def _strip_links(root: etree._Element) -> None:
+    """Take out what ``<placement>`` says that ports were made to tell, and with the last of it what came with it."""
+    element = root.find(f"metadata/{NS}pcinuma/{NS}placement")
+    override = root.find(f"{QEMU}override")
+    if element is None or override is None:
+        return
+    for controller in element.findall(f"{NS}controller[@link]"):
+        speed, _, width = controller.get("link").partition("x")
+        values = {name: value for name, value in (("x-speed", speed.replace(".", "_")), ("x-width", width)) if value}
+        for device in override.findall(f"{QEMU}device[@alias='pci.{controller.get('index')}']"):
+            if {p.get("name"): p.get("value") for p in device.findall(f"{QEMU}frontend/{QEMU}property")} == values:
+                override.remove(device)
+                if not len(override) and element.get("declared") != "override":
+                    root.remove(override)
+                if not len(override) and element.get("declared") is None:
+                    etree.cleanup_namespaces(root, keep_ns_prefixes=[prefix for prefix in root.nsmap if prefix != "qemu"])
 
 
 def lines(root: etree._Element) -> str:

@@ -44,8 +44,8 @@ BEYOND = ("this libvirt knows expander buses on q35 only", "has no igb")
 """What reasons to skip a test begin with or contain where the release is the reason."""
 
 TIER_1 = (
-    "(two-sockets and swapped) or cascaded-switches or multifunction-gpu-root-complex-seabios or eight-gpus-node-ovmf or no_node or"
-    " swapped_cells or i440fx"
+    "(two-sockets and swapped) or true_links or cascaded-switches or multifunction-gpu-root-complex-seabios or eight-gpus-node-ovmf or"
+    " no_node or swapped_cells or i440fx"
 )
 
 

@@ -27,7 +27,7 @@ from tests.hosts.domains import Domain
 from tests.hosts.edits import with_device
 from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest, Slot
-from tests.hosts.judge import faults, without_ours
+from tests.hosts.judge import QEMU, faults, without_ours
 from tests.hosts.keeping import kept
 from tests.hosts.passthrough import NS, ours, passed, placement
 from tests.hosts.rules import address_faults
@@ -36,6 +36,7 @@ from tests.hosts.strategies import hosts
 _MEMORY = Path("/dev/shm")
 _GROUPINGS = st.sampled_from(list(GroupBy))
 _GROUPINGS = st.sampled_from([None, *GroupBy])
+LINKS = [("2.5 GT/s PCIe", "1"), ("8.0 GT/s PCIe", "8"), ("16.0 GT/s PCIe", "16"), ("32.0 GT/s PCIe", "16"), ("Unknown", "0"), None]
 _OWN = f"metadata/{NS}pcinuma"
 
 
@@ -163,6 +164,33 @@ class Lives(RuleBasedStateMachine):
     def say_grouping(self, group_by: Optional[GroupBy]) -> None:
         """A grouping in the metadata: for devices that come, and for a layout afresh."""
         self._set_metadata("group-by", group_by.value if group_by else None)
+
+    @rule(link=st.sampled_from(["host", "host", "off", None]))
+    def say_link(self, link: Optional[str]) -> None:
+        """Whether ports are to tell the host's links."""
+        self._set_metadata("link", link)
+
+    @rule(data=st.data())
+    def change_the_links_of_ports(self, data: st.DataObject) -> None:
+        """Another slot, or firmware that lets a port do less."""
+        ports = [f for f in self.host.functions.values() if f.children]
+        for port in data.draw(st.lists(st.sampled_from(ports), max_size=3, unique_by=id), "ports"):
+            port.link = data.draw(st.sampled_from(LINKS), "link")
+        self._write_host()
+        self._placed(self.xml)
+
+    @precondition(lambda self: b"override" in self.xml)
+    @rule(data=st.data())
+    def change_or_add_an_override(self, data: st.DataObject) -> None:
+        """What pcinuma wrote becomes the owner's, who also has one of his own."""
+        root = etree.fromstring(self.xml)
+        mine = root.findall(f"{QEMU}override/{QEMU}device")
+        if mine and data.draw(st.booleans(), "change"):
+            data.draw(st.sampled_from(mine), "override").find(f"{QEMU}frontend/{QEMU}property").set("value", "1")
+        elif mine:
+            other = etree.SubElement(mine[0].getparent(), f"{QEMU}device", alias="ua-other")
+            etree.SubElement(etree.SubElement(other, f"{QEMU}frontend"), f"{QEMU}property", name="x", type="string", value="y")
+        self._redefine(etree.tostring(root) + b"\n")
 
     def _set_metadata(self, name: str, value: Optional[str]) -> None:
         root = etree.fromstring(self.xml)
