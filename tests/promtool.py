@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Prometheus' own tool, which judges metrics and rules: the machine's, or that of Debian's package ``prometheus`` (19 MB)."""
+"""Prometheus' own tool, which judges metrics and rules: the machine's, or that of Debian's package ``promtool``, which until Debian 12 is part
+of ``prometheus`` (19 MB)."""
 
 from __future__ import annotations
 
@@ -17,7 +18,10 @@ def program() -> tuple[str, needs.Reason]:
     installed = shutil.which("promtool", path=needs.PATH)
     if installed:
         return installed, None
-    root, lacking = unpacked("prometheus", (_PROGRAM,))
+    for package in ("promtool", "prometheus"):
+        root, lacking = unpacked(package, (_PROGRAM,))
+        if not lacking:
+            break
     return f"{root}/{_PROGRAM}", lacking and f"there is no promtool: {lacking}"
 
 
