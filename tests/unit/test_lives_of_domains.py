@@ -137,6 +137,7 @@ class Lives(RuleBasedStateMachine):
         if here:
             device = data.draw(st.sampled_from(here), "device")
             device.element.remove(device.element.find("address"))
+            self.given.pop(device.source, None)
             self._redefine(etree.tostring(root) + b"\n")
 
     @rule(data=st.data())
