@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Prometheus' own tool, which judges metrics and rules: the machine's, or that of Debian's package ``promtool``, which until Debian 12 is part
-of ``prometheus`` (19 MB)."""
+"""Prometheus' own tool, which judges metrics and rules: the machine's, or that of Debian's package ``promtool``, which until Debian 12 is
+part of ``prometheus`` (19 MB)."""
 
 from __future__ import annotations
 

@@ -50,3 +50,14 @@ def ended(process: psutil.Process) -> bool:
         return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return True
+
+
+def names_below(pid: int) -> dict[int, str]:
+    """The names of the processes below ``pid`` by their ids. What ends meanwhile is left out: of a list, any of them may."""
+    found = {}
+    for process in psutil.Process(pid).children(recursive=True):
+        try:
+            found[process.pid] = process.name()
+        except psutil.NoSuchProcess:
+            continue
+    return found

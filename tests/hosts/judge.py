@@ -274,6 +274,8 @@ def record_faults(before: bytes, after: bytes) -> list[str]:
         put_there = stood is not None and (stood.bus in ours(before) or _is_ours(guest, known.get(device.source), ours(before)))
         if device.source in known and put_there:
             wanted: Optional[dict[str, str]] = known[device.source]
+        elif stood is not None and stood.bus in ours(before):  # libvirt put it there, for it had no address
+            wanted = {}
         else:
             wanted = {} if address is None else {k: v for k, v in address.attrib.items() if k != "type"}
         if moved and recorded.get(device.source) != wanted:

@@ -8,6 +8,7 @@ few seconds, to basic.target and no further.
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -17,7 +18,7 @@ from typing import Optional
 import psutil
 
 from pcinuma.lab import userland
-from tests.waiting import CHECKOUT, PATIENCE, HarnessError, until
+from tests.waiting import CHECKOUT, PATIENCE, HarnessError, names_below, until
 
 SCRIPT = Path(__file__).with_name("booted.sh")
 
@@ -83,9 +84,9 @@ class Booted:
         assert self._script is not None
         if self._script.poll() is not None:
             raise HarnessError(f"booted.sh ended with {self._script.returncode}")
-        for process in psutil.Process(self._script.pid).children(recursive=True):
-            if process.name() == "systemd" and process.exe().endswith("systemd"):
-                return process.pid
+        for pid, name in names_below(self._script.pid).items():
+            if name == "systemd" and _program_of(pid).endswith("systemd"):
+                return pid
         return None
 
     def _ready(self) -> bool:
@@ -123,3 +124,10 @@ class Booted:
         assert self._script is not None
         upper = Path(f"/proc/{self._script.pid}/root{self.base}/upper")
         return {f"/{path.relative_to(upper)}" for path in upper.rglob("*") if path.is_file()}
+
+
+def _program_of(pid: int) -> str:
+    try:
+        return os.readlink(f"/proc/{pid}/exe")
+    except FileNotFoundError:  # it has just ended
+        return ""

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Work on XML is linear in its length, whatever a client writes into it: four times the input is never ten times the work.
 
-CPU time of this process, the best of several runs, the two lengths in turn. What a busy machine or its hypervisor adds to a run comes and goes,
-so runs go on, with pauses between them, for as long as they could still show that the work is linear; quadratic work fails in all of them.
+CPU time of this process, the best of several runs, the two lengths in turn. What a busy machine or its hypervisor adds to a run comes and
+goes, so runs go on, with pauses between them, for as long as they may still show that the work is linear; quadratic work fails in all of
+them.
 """
 
 from __future__ import annotations

@@ -101,6 +101,7 @@ class Lives(RuleBasedStateMachine):
         here = [d for d in passed(root) if d.form == "hostdev-pci"]
         for device in data.draw(st.lists(st.sampled_from(here), max_size=gone, unique_by=id), "gone") if here else ():
             root.find("devices").remove(device.element)
+            self.given.pop(device.source, None)
         xml = etree.tostring(root) + b"\n"
         for source in self._unused(xml, data, new):
             xml = with_device(source)(xml)
