@@ -123,7 +123,7 @@ def test_the_documentation_has_every_metric_with_its_labels_and_no_other() -> No
 def listening(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "socket"
     monkeypatch.setenv("PCINUMA_SOCKET", str(path))
-    monkeypatch.setattr(metrics, "PATIENCE", 0.2)
+    monkeypatch.setattr(metrics, "PATIENCE", 600.0)  # no busy machine decides
     return path
 
 
@@ -140,8 +140,10 @@ def test_without_a_daemon_that_is_what_the_metrics_say(listening: Path, capsysbi
 
 @pytest.mark.parametrize("answers", [None, ILL], ids=["hung", "ill"])
 def test_a_daemon_that_does_not_answer_is_down_in_a_file_too(
-    answers: Any, listening: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    answers: Any, listening: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if answers is None:
+        monkeypatch.setattr(metrics, "PATIENCE", 0.2)
     file = tmp_path / "pcinuma.prom"
     with answering(listening, answers):
         assert main(["metrics", "--output", str(file)]) == 0
