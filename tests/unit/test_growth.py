@@ -77,8 +77,8 @@ def test_each_device_costs_the_same_whatever_their_number(tmp_path: Path) -> Non
     costs: dict[str, list[float]] = {}
     for count in SIZES:
         for what, call in _calls(count, tmp_path).items():
-            call()  # what is remembered of attributes depends on the tests before this one
-            costs.setdefault(what, []).append(_lines(call) / count)
+            call()  # what is remembered of attributes depends on the tests before this one, and a full memory is emptied whole
+            costs.setdefault(what, []).append(min(_lines(call), _lines(call)) / count)
     for what, cost in costs.items():
         assert max(cost) == cost[0], (what, cost)  # what there is beside the devices is shared by more of them
         assert cost[-1] < 1.02 * cost[1], (what, cost)
