@@ -181,6 +181,7 @@ def test_policy_writes_the_owners_wish_and_nothing_else(host: PrivateLibvirt, pc
         "policy": "required",
         "group_by": "node",
         "cells": None,
+        "link": None,
         "report": None,
     }
     pcinuma("apply", "vm1")
