@@ -197,7 +197,9 @@ def test_policy_writes_the_owners_wish_and_nothing_else(host: PrivateLibvirt, pc
 def test_policy_takes_effect_at_once_with_the_daemon(host: PrivateLibvirt, pcinuma: Command) -> None:
     domain = host.connect().defineXML(guest("old", ALL))
     with RunningDaemon(host):
-        assert "4 of 4 devices placed" in pcinuma("policy", "old", "preferred")
+        said = pcinuma("policy", "old", "preferred")
+        # The daemon hears of the new metadata, and may have placed it before the command asks for that.
+        assert "4 of 4 devices placed" in said or "every device is where it should be" in said
         assert cells(inactive(domain)) == PLACED
 
 
