@@ -52,26 +52,39 @@ def _replace(file: Path, pattern: str, new: str) -> None:
     file.write_text(text)
 
 
+HOOK_PACKAGE = "vdsm-hook-pcinuma"
+
+
+def hook_package(package: Path) -> Path:
+    """Where the package for oVirt's hosts is, that is made together with ``package``."""
+    return package.with_name(f"{package.stem}-hook{package.suffix}")
+
+
 def debhelper(checkout: Path, deb: Path, root: Path) -> tuple[Path, str]:
-    """The Debian package by debhelper and dpkg-buildpackage of the distribution below ``root``, and what its lintian says of it."""
+    """The Debian packages by debhelper and dpkg-buildpackage of the distribution below ``root``, and what its lintian says of them."""
     with tempfile.TemporaryDirectory(prefix="pcinuma-", dir=root / "srv") as folder:
         inside = f"/srv/{Path(folder).name}"
         shutil.copytree(checkout, f"{folder}/checkout")
         # -d: it needs no compiler, and build-essential is one.
         chroot.run_inside(root, f"cd {inside} && checkout/packaging/build-deb made -d")
         said = chroot.run_inside(root, f"lintian --allow-root --fail-on none {inside}/made/*.changes")
-        (made,) = Path(folder, "made").glob("pcinuma_*.deb")
-        shutil.copy(made, deb)
+        for name, to in (("pcinuma", deb), (HOOK_PACKAGE, hook_package(deb))):
+            (made,) = Path(folder, "made").glob(f"{name}_*.deb")
+            shutil.copy(made, to)
     return deb, said
 
 
-def rpm(checkout: Path, package: Path, root: Path) -> Path:
-    """The RPM package by the rpmbuild of the Debian below ``root``; what of Fedora's macros it lacks is in rpm.macros."""
+def rpm(checkout: Path, package: Path, root: Path) -> tuple[Path, str]:
+    """The RPM packages by the rpmbuild of the Debian below ``root``, and what its rpmlint says of them and of their description; what of
+    Fedora's macros that Debian lacks is in rpm.macros."""
     with tempfile.TemporaryDirectory(prefix="pcinuma-", dir=root / "srv") as folder:
         inside = f"/srv/{Path(folder).name}"
         shutil.copytree(checkout, f"{folder}/checkout")
         shutil.copy(Path(__file__).with_name("rpm.macros"), f"{folder}/.rpmmacros")
         chroot.run_inside(root, f"cd {inside} && HOME={inside} checkout/packaging/build-rpm made --nodeps")
-        (made,) = Path(folder, "made").glob("pcinuma-*.rpm")
-        shutil.copy(made, package)
-    return package
+        lint = "rpmlint -r checkout/packaging/rpm/pcinuma.rpmlintrc made/*.rpm checkout/packaging/rpm/pcinuma.spec"
+        said = chroot.run_inside(root, f"cd {inside} && {lint} || true")
+        for name, to in (("pcinuma", package), (HOOK_PACKAGE, hook_package(package))):
+            (made,) = Path(folder, "made").glob(f"{name}-[0-9]*.rpm")
+            shutil.copy(made, to)
+    return package, said

@@ -20,7 +20,7 @@ from tests.waiting import HarnessError, until
 
 SUITES = ("bookworm", "trixie", "sid")
 PACKAGES = ("systemd-sysv", "dbus", "iproute2", "procps")
-TOOLS = ("debhelper", "dh-python", "lintian", "python3", "rpm")
+TOOLS = ("debhelper", "dh-python", "lintian", "python3", "rpm", "rpmlint")
 TREE = "/srv/host"
 SERVICES = ("pcinuma.service", "pcinuma-proxy.service")
 APT = "DEBIAN_FRONTEND=noninteractive apt-get -qy -o Dpkg::Use-Pty=0"
@@ -31,20 +31,18 @@ OTHERS = re.compile(
 )
 
 
-
-
 def tools(suite: str) -> Path:
     """A chroot of ``suite`` with what Debian packages are made with."""
     return chroot.made(f"{suite}-build", suite, TOOLS)
 
 
 def root(suite: str, deb: Path) -> Path:
-    """A chroot of ``suite`` in which apt has at hand all that the package ``deb`` depends on and recommends, and rpm."""
+    """A chroot of ``suite`` in which apt has at hand all that the package ``deb`` depends on and recommends, rpm, and what metrics need."""
     target = chroot.made(f"{suite}-host", suite, PACKAGES)
     shutil.copy(deb, target / "srv/pcinuma.deb")
     stale = "-o Acquire::Check-Valid-Until=false"
     try:
-        chroot.run_inside(target, f"{APT} {stale} update && {APT} --download-only install /srv/pcinuma.deb rpm")
+        chroot.run_inside(target, f"{APT} {stale} update && {APT} --download-only install /srv/pcinuma.deb rpm python3-prometheus-client")
     finally:
         (target / "srv/pcinuma.deb").unlink()
     return target

@@ -35,6 +35,7 @@ class Packages:
     suite: str
     made: dict[str, Path]
     lintian: str
+    rpmlint: str
 
 
 @pytest.fixture(scope="module", params=SUITES)
@@ -46,8 +47,10 @@ def packages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     new, said = building.debhelper(building.source(folder / "new", NEW), folder / "new.deb", tools(suite))
     old, _ = building.debhelper(building.other(folder / "old", OLD), folder / "old.deb", tools(suite))
     plain = building.plain(building.source(folder / "plain", NEW), folder / "plain.deb")
+    hooks = {f"{name}-hook": building.hook_package(deb) for name, deb in (("new", new), ("old", old))}
     rpms = {f"{name}-rpm": building.rpm(folder / name, folder / f"{name}.rpm", tools(suite)) for name in ("new", "old")}
-    return Packages(suite, {"new": new, "old": old, "plain": plain, **rpms}, said)
+    made = {"new": new, "old": old, "plain": plain, **hooks, **{name: package for name, (package, _) in rpms.items()}}
+    return Packages(suite, made, said, rpms["new-rpm"][1])
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +129,13 @@ def daemons(host: Host, unit: str) -> set[str]:
 
 def test_lintian_has_no_errors_and_no_warnings(packages: Packages) -> None:
     assert [line for line in packages.lintian.splitlines() if re.match(r"[EW]:", line)] == []
+
+
+def test_rpmlint_has_no_errors_and_no_warnings(packages: Packages) -> None:
+    assert "2 packages and 1 specfiles checked" in packages.rpmlint, packages.rpmlint
+    said = [line for line in packages.rpmlint.splitlines() if re.search(r": [EW]: ", line)]
+    # A filter of what another release's rpmlint says.
+    assert [line for line in said if "unused-rpmlintrc-filter" not in line] == []
 
 
 def test_what_is_made_without_debhelper_is_the_same_package(packages: Packages, host: Host) -> None:
@@ -382,3 +392,73 @@ def test_the_rpm_package_does_the_same_as_far_as_rpm_on_debian_can_show(bare: Ho
     # Folders that packages of Fedora's own have.
     folders = {"/var/lib/rpm", "/usr/share/licenses", "/usr/share/zsh/site-functions"}
     assert {path for path, _ in bare.files().items() ^ before.items() if "/rpm/" not in path} - folders == set()
+
+
+VDSM = "/usr/libexec/vdsm/hooks/before_vm_start"
+OVIRT_HOOK = f"{VDSM}/60_pcinuma"
+
+
+def run_as_vdsm(host: Host) -> str:
+    """What the hook for oVirt says of a VM with a device that is not there, run by somebody who is not root; the VM stays what it is."""
+    xml = guest("vm", ["ffff:ff:1f.7"])
+    host.shell("rm -rf /tmp/vdsm; mkdir /tmp/vdsm")
+    host.path("/tmp/vdsm/vm.xml").write_text(xml)
+    host.shell("chown -R nobody /tmp/vdsm")
+    said = host.run("setpriv", "--reuid=nobody", "--clear-groups", "env", "_hook_domxml=/tmp/vdsm/vm.xml", OVIRT_HOOK).stderr
+    assert host.path("/tmp/vdsm/vm.xml").read_text() == xml
+    return said
+
+
+def test_the_hook_for_ovirt_comes_and_goes_with_its_package_beside_somebody_elses(bare: Host) -> None:
+    other = bare.path(f"{VDSM}/50_other")
+    other.parent.mkdir(parents=True)
+    other.write_text(FOREIGN)
+    other.chmod(0o755)
+    before = bare.files()
+    for name in ("old", "new"):  # together, for the one wants the other's very version
+        bare.apt("--allow-downgrades", "install", f"/srv/{name}.deb", f"/srv/{name}-hook.deb")
+        versions = bare.run("dpkg-query", "-W", "-f", "${Version} ", "pcinuma", "vdsm-hook-pcinuma").stdout.split()
+        assert [version.partition("-")[0] for version in versions] == [OLD if name == "old" else NEW] * 2
+        assert run_as_vdsm(bare) == "pcinuma: ffff:ff:1f.7: the host has no such device at the moment\n"
+        assert bare.run("dpkg", "-V", "pcinuma", "vdsm-hook-pcinuma").stdout == ""
+    with_package = bare.files()
+    bare.apt("remove", "vdsm-hook-pcinuma")
+    gone = with_package.keys() - bare.files().keys()
+    assert {path for path in gone if "vdsm-hook-pcinuma" not in path} == {OVIRT_HOOK}
+    assert other.read_text() == FOREIGN
+    bare.apt("install", "/srv/new-hook.deb")
+    assert bare.files() == with_package
+    bare.apt("purge", "pcinuma")  # takes along what cannot be without it
+    assert bare.run("dpkg-query", "-W", "vdsm-hook-pcinuma", check=False).returncode != 0
+    assert bare.files().items() ^ before.items() == set()
+    bare.shell("rm -r /usr/libexec/vdsm")
+
+
+def test_the_metrics_are_off_until_somebody_wants_them_and_gone_with_the_package(bare: Host) -> None:
+    timer, folder = "pcinuma-metrics.timer", "/var/lib/prometheus/node-exporter"
+    written = bare.path(f"{folder}/pcinuma.prom")
+
+    def state() -> tuple[str, bool]:
+        return bare.run("systemctl", "is-enabled", timer, check=False).stdout.strip(), bare.active(timer)
+
+    bare.apt("--no-install-recommends", "install", "python3-prometheus-client")
+    bare.shell(f"mkdir -p {folder}")
+    before = bare.files()
+    for version in ("old", "new"):
+        bare.install(version)
+        assert state() == ("disabled", False) and not written.exists()
+    bare.run("systemctl", "enable", "--now", timer)
+    until(written.exists, "the metrics to be written", interval=0.2)
+    for version in ("old", "new"):
+        bare.install(version)
+        assert state() == ("enabled", True)
+        written.unlink()
+        bare.run("systemctl", "start", "pcinuma-metrics.service")
+        assert "pcinuma_" in written.read_text()
+    bare.apt("remove", "pcinuma")
+    assert not written.exists() and not bare.active(timer)
+    bare.apt("purge", "pcinuma")
+    assert bare.run("systemctl", "list-units", "--all", "--no-legend", "pcinuma*").stdout == ""
+    assert bare.files().items() ^ before.items() == set()
+    bare.apt("purge", "python3-prometheus-client")
+    bare.shell("rm -r /var/lib/prometheus")
