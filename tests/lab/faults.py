@@ -102,6 +102,9 @@ ask("paths-unplanted.json", "paths", "--json")
 ask("guest-paths-unplanted.json", "paths", "%(vm)s", "--json")
 ask("check-unplanted", "check")
 hands("%(plant)s", "planted")
+for at in "%(linked)s".split():
+    speed = pathlib.Path("/sys/bus/pci/devices", at, "max_link_speed").read_text()
+    pathlib.Path("/job/out/max-link-speed-" + at).write_text(speed)
 ask("paths", "paths")
 ask("paths.json", "paths", "--json")
 ask("guest-paths", "paths", "%(vm)s")
@@ -118,7 +121,8 @@ step "planted faults of links and ACS were looked at"
 
 def job(addresses: dict[str, str]) -> str:
     """The part of the virtual host's job that plants faults and asks; before the guest starts."""
-    return JOB % {"devices": " ".join(addresses.values()), "vm": jobs.NAME, "plant": PLANT, "restore": RESTORE}
+    linked = " ".join(addresses[link.device] for link in LINKS)
+    return JOB % {"devices": " ".join(addresses.values()), "linked": linked, "vm": jobs.NAME, "plant": PLANT, "restore": RESTORE}
 
 
 def hands(scratch: Path, addresses: dict[str, str]) -> Callable[[str], None]:

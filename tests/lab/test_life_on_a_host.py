@@ -58,6 +58,9 @@ def sentences(text: str) -> str:
 @pytest.mark.parametrize("planted", faults.LINKS, ids=lambda planted: planted.device)
 def test_a_planted_link_is_shown_as_it_is_by_paths_and_by_check(first_host: HostRun, planted: faults.Link) -> None:
     at, (now, best) = ADDRESSES[planted.device], (f"{speed:g} GT/s x{width}" for speed, width in (planted.does, planted.can))
+    # A device without Link Capabilities 2 has "Unknown" where a kernel reads its registers at each question.
+    if first_host.out[f"max-link-speed-{at}"].split()[0] not in ("Unknown", f"{planted.can[0]:.1f}"):
+        pytest.skip("this kernel remembers what speeds a device can do from when it found it, so that none can be planted")
     (device,) = [device for device in json.loads(first_host.out["paths.json"])["devices"] if device["device"] == at]
     assert (device["link"], device["best_link"]) == tuple({"speed_gts": s, "width": w} for s, w in (planted.does, planted.can))
     assert re.search(rf"(?m)^{at} .*  {now} of {best}  ", first_host.out["paths"])
