@@ -72,18 +72,12 @@ class Job:
     @property
     def asks_for_cells(self) -> bool:
         """Whether the guest gets cells if it has none."""
-        if self.domain.asks_for_cells is False:
-            return False
-        asked = self.request.cells if self.request.cells is not None else self.domain.asks_for_cells
-        return self.request.settings.cells if asked is None else asked
+        return _asked(self.domain.asks_for_cells, self.request.cells, self.request.settings.cells)
 
     @property
     def asks_for_link(self) -> bool:
         """Whether the guest's root ports tell the host's links."""
-        if self.domain.asks_for_link is False:
-            return False
-        asked = self.request.link if self.request.link is not None else self.domain.asks_for_link
-        return self.request.settings.link if asked is None else asked
+        return _asked(self.domain.asks_for_link, self.request.link, self.request.settings.link)
 
     @property
     def concerns_links(self) -> bool:
@@ -317,6 +311,13 @@ class Job:
             return f"{setting} set to 'preferred' or 'off' lets it start as it is"
         name = self.domain.name or "DOMAIN"
         return f"'pcinuma explain {name}' tells more, 'pcinuma disable {name}' lets it start as it is"
+
+
+def _asked(owner: Optional[bool], caller: Optional[bool], configured: bool) -> bool:
+    """Whether something optional is wanted: an owner's ``off`` wins over everything, a caller over the owner's other wish."""
+    if owner is False:
+        return False
+    return next((wish for wish in (caller, owner) if wish is not None), configured)
 
 
 def _says_the_same(new: Optional[Placement], old: Optional[Placement]) -> bool:
