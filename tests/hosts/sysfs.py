@@ -37,6 +37,15 @@ def _odd(value: Odd) -> Optional[str]:
     return None if value is None else str(value)
 
 
+def _relative(target: str, folder: str) -> str:
+    """:func:`os.path.relpath` for paths that begin at the same place and hold no ``..``."""
+    to, start = target.split("/"), folder.split("/")
+    shared = 0
+    while shared < len(start) and shared < len(to) and to[shared] == start[shared]:
+        shared += 1
+    return "/".join([".."] * (len(start) - shared) + to[shared:])
+
+
 class Writer:
     """Writes a host once; real files below ``devices``, links elsewhere."""
 
@@ -45,6 +54,7 @@ class Writer:
         self.sys = str(sys)
         self.bar = 0x380000000000
         self.group = 0
+        self.made: set[str] = set()
         self.in_slot = Counter(address.rsplit(".", 1)[0] for address in host.functions)
 
     def write(self) -> None:
@@ -56,24 +66,37 @@ class Writer:
             "class/block",
             "kernel/iommu_groups",
         ):
-            os.makedirs(f"{self.sys}/{folder}", exist_ok=True)
+            self._dir(folder)
         self._nodes()
         for root in self.host.roots:
             self._root(root)
         self._virtual()
 
+    # A machine is hundreds of files, and the tests write thousands of machines: a file costs the calls of the kernel that it needs.
+
     def _file(self, path: str, text: str) -> None:
-        with open(f"{self.sys}/{path}", "w", encoding="ascii") as file:
-            file.write(text + "\n")
+        self._bytes(path, f"{text}\n".encode("ascii"))
+
+    def _bytes(self, path: str, content: bytes) -> None:
+        file = os.open(f"{self.sys}/{path}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        os.write(file, content)
+        os.close(file)
 
     def _dir(self, path: str) -> None:
-        os.makedirs(f"{self.sys}/{path}", exist_ok=True)
+        if path not in self.made:
+            self.made.add(path)
+            try:
+                os.mkdir(f"{self.sys}/{path}")
+            except FileExistsError:
+                pass
+            except FileNotFoundError:
+                os.makedirs(f"{self.sys}/{path}")
 
     def _link(self, path: str, target: str) -> None:
         """A link at ``path`` to ``target`` (both below sys), relative as the kernel makes them."""
-        full = f"{self.sys}/{path}"
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-        os.symlink(os.path.relpath(f"{self.sys}/{target}", os.path.dirname(full)), full)
+        folder = path.rpartition("/")[0]
+        self._dir(folder)
+        os.symlink(_relative(target, folder), f"{self.sys}/{path}")
 
     def _nodes(self) -> None:
         numbers = sorted(self.host.nodes)
@@ -142,8 +165,7 @@ class Writer:
         for name, text in files.items():
             if text is not None:
                 self._file(f"{path}/{name}", text)
-        with open(f"{self.sys}/{path}/config", "wb") as file:
-            file.write(self._config(function))
+        self._bytes(f"{path}/config", self._config(function))
         self._link(f"bus/pci/devices/{function.address}", path)
         driver = kind.driver if function.driver is INHERIT else function.driver
         if driver:
