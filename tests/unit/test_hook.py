@@ -54,10 +54,12 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return small_host(tmp_path_factory.mktemp("host"))
 
 
-@pytest.fixture
-def daemon(tmp_path: Path, host: Path) -> Iterator[DaemonProcess]:
-    write_state(tmp_path / "state")
-    with DaemonProcess(tmp_path, host) as daemon:
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory, host: Path) -> Iterator[DaemonProcess]:
+    """One for all tests that only ask it: a start of a domain that nobody defined leaves it as it was, but for the domain's status."""
+    base = tmp_path_factory.mktemp("daemon")
+    write_state(base / "state")
+    with DaemonProcess(base, host) as daemon:
         yield daemon
 
 
@@ -173,11 +175,13 @@ def test_required_refuses_what_cannot_be_placed_and_names_the_device(daemon: Dae
     assert b"pcinuma disable guest" in shown.stderr
 
 
-def test_what_a_hook_saw_is_in_the_status(daemon: DaemonProcess, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PCINUMA_SOCKET", str(daemon.socket))
-    run(daemon.socket, UNPLACED)
-    daemon.await_log(" decided ")
-    (entry,) = client.call("Status")["domains"]
+def test_what_a_hook_saw_is_in_the_status(tmp_path: Path, host: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_state(tmp_path / "state")
+    with DaemonProcess(tmp_path, host) as daemon:
+        monkeypatch.setenv("PCINUMA_SOCKET", str(daemon.socket))
+        run(daemon.socket, UNPLACED)
+        daemon.await_log(" decided ")
+        (entry,) = client.call("Status")["domains"]
     assert (entry["name"], entry["by"], entry["outcome"], entry["devices"], entry["placed"]) == ("guest", "hook", "fallback", 2, 0)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,7 @@ FORGED = "PASS all is well"
 IN_XML = f"\x85\x9b31m\x7f\u202e\u2028\u200b\r\n{FORGED}\n"
 """C1, DEL, a bidirectional override, separators and a line that is not ours: whatever XML 1.0 has room for."""
 ANYWHERE = f"\x1b]0;title\x07\x1b[2J{IN_XML}"
+NUMBER = re.compile(r"(0x)?[0-9a-f]*[0-9][0-9a-f]*")
 DOMAINS = (
     ("mediated", "forms"),
     ("two-sockets", "already-placed"),
@@ -41,15 +43,16 @@ def assert_readable(text: str) -> None:
 
 
 def hostile_variants(xml: bytes) -> Iterator[bytes]:
-    """The document with something hostile appended to one of its attributes or texts; each different value once."""
+    """The document with something hostile appended to one of its attributes or texts, once for values that differ in a number."""
     seen = set()
     root = etree.fromstring(xml)
     for element in root.iter(etree.Element):
         for attribute in (None, *element.attrib):
             value = (element.text or "").strip() if attribute is None else element.get(attribute, "")
-            if not value or (element.tag, attribute, value) in seen:
+            kind = (element.getparent() is not None and element.getparent().tag, element.tag, attribute, NUMBER.sub("0", value))
+            if not value or kind in seen:
                 continue
-            seen.add((element.tag, attribute, value))
+            seen.add(kind)
             changed = copy.deepcopy(root)
             twin = changed.getroottree().find(root.getroottree().getelementpath(element)) if element is not root else changed
             assert twin is not None

@@ -35,7 +35,9 @@ error Broken ()
 """)
 SAMPLES: Mapping[str, list[Any]] = {"string": ["", "x"], "bool": [True, False], "int": [0, 7], "object": [{}, {"a": 1}]}
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
 )
 
 
