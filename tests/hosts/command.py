@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
+from tests.hosts import forked_command
+from tests.hosts.forked_command import CHECKOUT
 from tests.hosts.machines import MACHINES
-
-CHECKOUT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
@@ -69,12 +67,5 @@ class Command:
             "LANG": "C.UTF-8",
             "PCINUMA_SOCKET": str(self.directory / "none"),
         }
-        done = subprocess.run(
-            [sys.executable, "-m", "pcinuma", *arguments],
-            input=stdin,
-            capture_output=True,
-            cwd=self.directory,
-            env=environment,
-            timeout=120,
-        )
-        return Answer(done.returncode, done.stdout, done.stderr.decode(), None)
+        code, out, err = forked_command.run(list(arguments), stdin, self.directory, environment, timeout=120)
+        return Answer(code, out, err.decode(), None)
