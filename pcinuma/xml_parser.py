@@ -24,16 +24,17 @@ from lxml import etree
 from pcinuma.errors import UnusableInput
 
 _BOM = b"\xef\xbb\xbf"
-_WIDE = (  # by their first bytes, as XML 1.0 appendix F tells them apart; longer ones first
-    (b"\xff\xfe\0\0", "utf-32"),
-    (b"\0\0\xfe\xff", "utf-32"),
-    (b"<\0\0\0", "utf-32-le"),
-    (b"\0\0\0<", "utf-32-be"),
-    (b"\xff\xfe", "utf-16"),
-    (b"\xfe\xff", "utf-16"),
-    (b"<\0", "utf-16-le"),
-    (b"\0<", "utf-16-be"),
-)
+_WIDE = {  # by their first bytes, as XML 1.0 appendix F tells them apart; longer ones first
+    b"\xff\xfe\0\0": "utf-32",
+    b"\0\0\xfe\xff": "utf-32",
+    b"<\0\0\0": "utf-32-le",
+    b"\0\0\0<": "utf-32-be",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+    b"<\0": "utf-16-le",
+    b"\0<": "utf-16-be",
+}
+_OF_THREAD = threading.local()
 _SPACE = b" \t\r\n"
 _MANY = 1000
 _LONG = 64 * 1024
@@ -47,7 +48,7 @@ def parse(xml: Union[bytes, str], subject: str) -> etree._Element:
         data = xml.encode() if isinstance(xml, str) else xml
         if _has_doctype(data):
             raise UnusableInput(_DECLARED, subject=subject, hint=_HINT)
-        if data.count(b"=") > _MANY and _is_crowded(data):
+        if _is_crowded(data):
             raise UnusableInput(f"has more than {_MANY} attributes in an element, or namespaces", subject=subject)
         root = _tree(data) if len(data) <= _LONG else _tree_from_a_thread(data)
     except (etree.XMLSyntaxError, expat.ExpatError, ValueError) as error:
@@ -58,7 +59,10 @@ def parse(xml: Union[bytes, str], subject: str) -> etree._Element:
 
 
 def _tree(xml: bytes) -> etree._Element:
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, strip_cdata=False)
+    parser = getattr(_OF_THREAD, "parser", None)
+    if parser is None:
+        parser = etree.XMLParser(resolve_entities=False, no_network=True, load_dtd=False, huge_tree=False, strip_cdata=False)
+        _OF_THREAD.parser = parser
     return etree.fromstring(xml, parser)
 
 
@@ -117,7 +121,8 @@ def _refuse(*_: Optional[object]) -> None:
 
 def _is_crowded(xml: bytes) -> bool:
     """Whether an element of ``xml`` has too many attributes, or the whole too many namespaces. Raises ExpatError."""
-    if xml.count(b"xmlns") <= _MANY and all(piece.count(b"=") <= _MANY for piece in xml.split(b"<")):
+    in_a_tag = _may_have_long_tag(xml) and any(piece.count(b"=") > _MANY for piece in xml.split(b"<"))
+    if not in_a_tag and xml.count(b"xmlns") <= _MANY:
         return False
     most = namespaces = 0
 
@@ -133,9 +138,20 @@ def _is_crowded(xml: bytes) -> bool:
     return most > _MANY or namespaces > _MANY
 
 
+def _may_have_long_tag(xml: bytes) -> bool:
+    """Whether a tag is so long that it may have too many attributes, which have five bytes at least: from one ``<`` to the next."""
+    long = _MANY * 5
+    start = 0
+    while start + long <= len(xml):
+        start = xml.rfind(b"<", start + 1, start + long)
+        if start < 0:
+            return True
+    return False
+
+
 def _has_doctype(xml: bytes) -> bool:
     """Whether a document type declaration stands before the root element, where alone one may stand."""
-    for mark, encoding in _WIDE:
-        if xml.startswith(mark):
-            return _has_doctype(xml.decode(encoding, "replace").lstrip("\ufeff").encode("utf-8", "replace"))
+    if xml.startswith(tuple(_WIDE)):
+        encoding = next(encoding for mark, encoding in _WIDE.items() if xml.startswith(mark))
+        return _has_doctype(xml.decode(encoding, "replace").lstrip("\ufeff").encode("utf-8", "replace"))
     return xml.startswith(b"<!", len(prolog_of(xml)))

@@ -33,8 +33,9 @@ class Document:
             raise UnusableInput(f"the root element is <{name}>, not <domain>", subject="domain XML")
         self._prolog = prolog_of(xml)
         body = xml[len(self._prolog) :]
-        self._single = b"='" in body and b'="' not in body
-        self._plain = b'"' not in body and not (b"&" in body and any(quote in body for quote in (b"&quot;", b"&apos;", b"&#")))
+        doubles = b'"' in body
+        self._single = b"='" in body and not (doubles and b'="' in body)
+        self._plain = not doubles and not (b"&" in body and any(quote in body for quote in (b"&quot;", b"&apos;", b"&#")))
         self._tail = xml[len(xml.rstrip()) :]
         self._body = body
         self._slot_name = ""
@@ -127,7 +128,10 @@ def child(element: etree._Element, tag: str) -> Optional[etree._Element]:
 
 def parts_of(element: etree._Element) -> Parts:
     """The first child of each name, for those who want several: the price of one :func:`child`."""
-    return {part.tag: part for part in element[::-1]}  # type: ignore[index]  # lxml-stubs knows no slices
+    parts: dict[str, etree._Element] = {}
+    for part in element[::-1]:  # type: ignore[index]  # lxml-stubs knows no slices
+        parts[part.tag] = part
+    return parts
 
 
 _ESCAPES = str.maketrans({"&": "&amp;", "<": "&lt;", "'": "&apos;", '"': "&quot;", "\t": "&#9;", "\n": "&#10;", "\r": "&#13;"})

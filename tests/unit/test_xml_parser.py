@@ -170,6 +170,15 @@ def test_a_domain_without_one_is_still_read(tmp_path: Path) -> None:
     assert pools.networks(DOMAIN.encode()) == ["n"] and mdevs.uuids(DOMAIN.encode()) == ["u"]
 
 
+@pytest.mark.parametrize("before", ["", "<b/>" * 10, "<b/>" * 3000, "t" * 4999, "t" * 12000, "<b/>" + "t" * 4990], ids=len)
+@pytest.mark.parametrize("after", ["", "<b/>" * 3000, "t" * 12000], ids=len)
+def test_a_thousand_attributes_are_read_and_one_more_is_not_wherever_they_stand(before: str, after: str) -> None:
+    attributes = [f" a{number}=''" for number in range(1001)]
+    parse(f"<d>{before}<e{''.join(attributes[1:])}/>{after}</d>", "it")
+    with pytest.raises(UnusableInput, match="more than 1000 attributes"):
+        parse(f"<d>{before}<e{''.join(attributes)}/>{after}</d>", "it")
+
+
 MAKERS = {"fromstring", "fromstringlist", "XML", "XMLID", "HTML", "iterparse", "iterwalk", "XMLParser", "ETCompatXMLParser", "HTMLParser"}
 MAKERS |= {"XMLPullParser", "HTMLPullParser", "XMLSchema", "DTD", "XSLT", "XInclude", "parseid", "set_default_parser", "ParserCreate"}
 OTHERS = {"xml", "expat", "pyexpat", "html5lib", "bs4"}
