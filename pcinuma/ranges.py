@@ -17,7 +17,6 @@ HIGHEST = 16383
 """libvirt takes no CPU or node above it (``VIR_DOMAIN_CPUMASK_LEN``), and no kernel has one; a larger number is nonsense."""
 
 Span = tuple[int, int]
-_DIGITS = frozenset("0123456789")
 
 
 class Ranges:
@@ -111,7 +110,7 @@ def _span(text: str) -> Optional[Span]:
 
 
 def _number(text: str) -> Optional[int]:
-    if not text or len(text) > 9 or not _DIGITS.issuperset(text):
+    if len(text) > 9 or not (text.isascii() and text.isdigit()):
         return None
     number = int(text)
     return number if number <= HIGHEST else None

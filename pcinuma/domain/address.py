@@ -67,18 +67,9 @@ def read_location(element: Optional[etree._Element], what: str) -> Location:
     if element is None:
         return NOWHERE
     try:
-        return _location(attributes_of(element))
+        return location_of(attributes_of(element))
     except DomainError as error:
         raise DomainError(error.what, subject=f"{what}{error.subject or ''}") from None
-
-
-def read_host_address(element: Optional[etree._Element], what: str) -> Location:
-    """What an ``<address>`` in a ``<source>`` says, which is a PCI address whatever its type. Raises DomainError naming ``what``."""
-    location = read_location(element, what)
-    if element is None or location.kind in (None, "pci"):
-        return location
-    untyped = etree.Element("address", {name: value for name, value in attributes_of(element) if name != "type"})
-    return read_location(untyped, what)
 
 
 def original_attributes(attributes: Attributes) -> Attributes:
@@ -87,7 +78,8 @@ def original_attributes(attributes: Attributes) -> Attributes:
 
 
 @remembered
-def _location(attributes: Attributes) -> Location:
+def location_of(attributes: Attributes) -> Location:
+    """What the attributes of an ``<address>`` say. Raises DomainError whose subject is the attribute."""
     values = dict(attributes)
     kind = values.get("type")
     original = original_attributes(attributes)

@@ -18,7 +18,7 @@ from typing import Optional
 
 from lxml import etree
 
-from pcinuma.domain.xml import Parts
+from pcinuma.domain.xml import Parts, child
 from pcinuma.model import Cpu, Firmware, Manager
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
@@ -51,7 +51,7 @@ def read_firmware(root: etree._Element, system: Optional[etree._Element], parts:
     machine = kind.get("machine", "") if kind is not None else ""
     if system is None or arch not in ("x86_64", "i686", "aarch64") or machine.startswith("pseries"):
         return None
-    commandline = root.find(f"{_QEMU}commandline")
+    commandline = child(root, f"{_QEMU}commandline")
     arguments = [] if commandline is None else [argument.get("value", "") for argument in commandline.iterchildren(f"{_QEMU}arg")]
     if not _is_uefi(root, system, parts, arguments):
         return None
@@ -61,7 +61,7 @@ def read_firmware(root: etree._Element, system: Optional[etree._Element], parts:
 
 
 def _is_uefi(root: etree._Element, system: etree._Element, parts: Parts, arguments: list[str]) -> bool:
-    security = root.find("launchSecurity")
+    security = child(root, "launchSecurity")
     if system.get("firmware") == "efi" or (security is not None and security.get("type") in _CONFIDENTIAL):
         return True
     loader = parts.get("loader")

@@ -7,6 +7,7 @@ device on one of our ports), and pcinuma's metadata element.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Optional
 
 from lxml import etree
@@ -42,7 +43,7 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
         address = elements.controllers[index].find("address")
         assert address is not None
         address.set("multifunction", "on")
-    devices = document.root.find("devices")
+    devices = child(document.root, "devices")
     for index in plan.remove:
         remove(elements.controllers[index])
     if plan.add and devices is not None:
@@ -117,12 +118,12 @@ def set_address(
     if present is None:
         present = etree.Element("address")
         append(element, present)
-    present_attributes = dict(attributes_of(present))
-    if len(present_attributes) > 5 or len(present):
+    says = dict(attributes_of(present))
+    if len(says) > 5 or len(present):
         _clear(present)
-        present_attributes = dict(attributes_of(present))
+        says = dict(attributes_of(present))
     for name, value in _spelled(address, multifunction):
-        if present_attributes.get(name) != value:
+        if says.get(name) != value:
             present.set(name, value)
 
 
@@ -192,11 +193,13 @@ def _controller_text(new: Controller, before: str, deeper: str, deepest: str) ->
     elif attributes:
         content += f"{deeper}<target{attributes}/>"
     if address is not None:
-        where = f"bus='{_TWO[address.bus]}' slot='{_TWO[address.slot]}' function='{_ONE[address.function]}'"
+        _, bus, slot, function = address
+        where = f"bus='{_TWO[bus]}' slot='{_TWO[slot]}' function='{_ONE[function]}'"
         content += f"{deeper}<address type='pci' domain='0x0000' {where}{_MULTIFUNCTION if new.multifunction else ''}/>"
     return f"<controller type='pci' index='{new.index}' model='{model}'>{content}{before}</controller>"
 
 
+@lru_cache(maxsize=1024)  # a guest has few slots
 def _spelled(address: PciAddress, multifunction: Optional[str]) -> tuple[tuple[str, str], ...]:
     """An address as libvirt formats it; the guest's PCI domain is always 0."""
     slot_and_function = ("slot", _TWO[address.slot]), ("function", _ONE[address.function])

@@ -194,9 +194,9 @@ def says_several(entry: Original) -> bool:
 def _create(root: etree._Element, metadata: Optional[etree._Element]) -> etree._Element:
     if metadata is None:
         metadata = etree.Element("metadata")
-        neighbours = [child for child in root if child.tag in _BEFORE_METADATA]
-        if neighbours:
-            insert_after(neighbours[-1], metadata)
+        neighbour = next(root.iterchildren(*_BEFORE_METADATA, reversed=True), None)
+        if neighbour is not None:
+            insert_after(neighbour, metadata)
         else:
             insert_first(root, metadata)
     element = etree.Element(_ELEMENT, nsmap={"pcinuma": NAMESPACE})
@@ -212,7 +212,7 @@ def _placement_text(placement: Placement, prefix: str, before: str, was_empty: O
     deeper = before + "  " if before else ""
     parts = [f"{deeper}<{prefix}controller index='{index}'/>" for index in placement.controllers]
     opening = f"{deeper}<{prefix}device"
-    parts += [f"{opening}{attribute('source', source)}{_spelled(attributes)}/>" for source, attributes in placement.devices]
+    parts += [f"{opening}{_spelled((('source', source), *attributes))}/>" for source, attributes in placement.devices]
     content = f">{''.join(parts)}{before}</{prefix}placement>" if parts else "/>"
     empty = f" empty='{was_empty}'" if was_empty else ""
     return f"<{prefix}placement group-by='{placement.group_by.value}'{empty}{content}"
@@ -227,7 +227,8 @@ def _by_name(element: etree._Element) -> dict[str, list[etree._Element]]:
     """The children by their name, in our namespace and without any."""
     found: dict[str, list[etree._Element]] = {}
     for part in element:
-        found.setdefault(_NAMES.get(part.tag, part.tag), []).append(part)
+        tag = part.tag
+        found.setdefault(_NAMES.get(tag, tag), []).append(part)
     return found
 
 
@@ -239,16 +240,22 @@ def _placement(element: etree._Element) -> Placement:
         entry = _original(attributes_of(device))
         if entry is not None:
             originals.setdefault(entry.source, entry)
-    controllers = children.get("controller", ())
-    indexes = [index for controller in controllers if (index := _number(controller.get("index"))) is not None]
-    linked = [(_number(controller.get("index")), link) for controller in controllers if (link := controller.get("link")) is not None]
+    listed = [_listed(attributes_of(controller)) for controller in children.get("controller", ())]
+    links = {index: link for index, link in listed if index is not None and link is not None}
     return Placement(
         GroupBy.ROOT_COMPLEX if group_by is None else _group_by(group_by),
-        tuple(sorted(set(indexes))),
+        tuple(sorted({index for index, _ in listed if index is not None})),
         tuple(originals.values()),
-        tuple(sorted({index: link for index, link in linked if index is not None}.items())) if linked else (),
+        tuple(sorted(links.items())),
         element.get("declared"),
     )
+
+
+@remembered
+def _listed(controller: Attributes) -> tuple[Optional[int], Optional[str]]:
+    """A controller's index, None where it means nothing, and the link that its port tells."""
+    values = dict(controller)
+    return _number(values.get("index")), values.get("link")
 
 
 @remembered

@@ -60,7 +60,8 @@ class _Reader:
         cells: dict[int, Ranges] = {}
         for position, element in enumerate(self._under("cpu", "numa", "cell")):
             try:
-                cell = position if element.get("id") is None else number(element.get("id"), "<cell>: id")
+                told = element.get("id")
+                cell = position if told is None else number(told, "<cell>: id")
                 if cell in cells:
                     raise DomainError("appears twice", subject=f"guest cell {cell}")
                 cells[cell] = _set(element.get("cpus", ""), f"guest cell {cell}: cpus")

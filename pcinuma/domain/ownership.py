@@ -28,18 +28,20 @@ def as_made(placement: Placement, controllers: Mapping[int, Controller], machine
     """``placement`` with those of its controllers that are as pcinuma makes them."""
     ours: dict[int, str] = {}
     main_ports: list[int] = []
+    expander, ports = machine.value, machine is MachineKind.PCIE
     for index in placement.controllers:  # ascending: what a controller is plugged into has a lower index
         controller = controllers.get(index)
         if controller is None or index == 0:
             continue
         model, address = controller.model, controller.address
-        if model == machine.value:
+        if model == expander:
             on_root = controller.bus_nr is not None and address is not None and address.bus == 0
             if controller.node is not None and (on_root or (machine is MachineKind.PHB and controller.target_index is not None)):
                 ours[index] = model
-        elif machine is MachineKind.PCIE and address is not None:
-            if address.bus in ours:
-                if ours[address.bus] in _BELOW.get(model, ()):
+        elif ports and address is not None:
+            above = ours.get(address.bus)
+            if above is not None:
+                if above in _BELOW.get(model, ()):
                     ours[index] = model
             elif address.bus == 0 and model == "pcie-root-port":
                 main_ports.append(index)

@@ -11,10 +11,14 @@ from typing import NamedTuple, Optional
 from lxml import etree
 
 from pcinuma.address import PciAddress
-from pcinuma.domain.address import read_host_address
+from pcinuma.domain.address import attributes_of, location_of
+from pcinuma.domain.remembered import Attributes, remembered
 from pcinuma.domain.xml import Parts, child
 from pcinuma.errors import DomainError
 from pcinuma.model import AttachedAs, Form
+
+_FORMS = {"hostdev": Form.HOSTDEV_PCI, "interface": Form.INTERFACE_HOSTDEV, "disk": Form.NVME_DISK}
+"""By the element's tag: what has the host address of a PCI device in its ``<source>``."""
 
 
 class Named(NamedTuple):
@@ -37,13 +41,13 @@ def read_passthrough(element: etree._Element, parts: Parts, pools: frozenset[str
     tag = element.tag
     if tag == "hostdev":
         if kind == "pci" and element.get("mode", "subsystem") == "subsystem":
-            return _at_host_address(tag, parts, Form.HOSTDEV_PCI)
+            return _at_host_address(tag, parts)
         if kind == "mdev" and element.get("model") == "vfio-pci":
             return _mdev(parts)
         return None
     if tag == "interface":
         if kind == "hostdev":
-            return _at_host_address(tag, parts, Form.INTERFACE_HOSTDEV)
+            return _at_host_address(tag, parts)
         if kind == "vdpa":
             return _vdpa(tag, parts, AttachedAs.PCI)
         if kind == "network":
@@ -53,7 +57,7 @@ def read_passthrough(element: etree._Element, parts: Parts, pools: frozenset[str
     on_virtio = target is not None and target.get("bus", "virtio") == "virtio"
     attached_as = AttachedAs.PCI if on_virtio else AttachedAs.NOT_PCI
     if kind == "nvme":
-        disk = _at_host_address(tag, parts, Form.NVME_DISK)
+        disk = _at_host_address(tag, parts)
         source = parts.get("source")
         namespace = source.get("namespace", "1") if source is not None else "1"
         return disk._replace(source=f"{disk.source}#{namespace}", attached_as=attached_as)
@@ -62,16 +66,24 @@ def read_passthrough(element: etree._Element, parts: Parts, pools: frozenset[str
     return None
 
 
-def _at_host_address(tag: str, parts: Parts, form: Form) -> Named:
+def _at_host_address(tag: str, parts: Parts) -> Named:
     source = parts.get("source")
     address = source[0] if source is not None and len(source) == 1 else None
     if address is None or address.tag != "address":
         address = None if source is None else child(source, "address")
+    return _named((tag, () if address is None else attributes_of(address)))
+
+
+@remembered
+def _named(says: tuple[str, Attributes]) -> Named:
+    """The device in an element with such a tag, by the attributes of its host address, which is a PCI address whatever its type."""
+    tag, attributes = says
+    form = _FORMS[tag]
     try:
-        host = read_host_address(address, "host address")
+        host = location_of(tuple([item for item in attributes if item[0] != "type"]))
     except DomainError:
-        assert address is not None
-        raw = "{}:{}:{}.{}".format(*(address.get(name, "0") for name in ("domain", "bus", "slot", "function")))
+        values = dict(attributes)
+        raw = "{}:{}:{}.{}".format(*(values.get(name, "0") for name in ("domain", "bus", "slot", "function")))
         return Named(raw, form, None, None, AttachedAs.PCI, f"{raw}: is no PCI address of a host device")
     if host.address is None:
         return Named("?", form, None, None, AttachedAs.PCI, f"<{tag}> names no host address")

@@ -15,7 +15,7 @@ from lxml import etree
 
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
-from pcinuma.domain.address import attributes_of, number, read_location
+from pcinuma.domain.address import attributes_of, location_of, number, read_location
 from pcinuma.domain.aperture import read_firmware
 from pcinuma.domain.commandline import NAMESPACE, NOTHING, CommandlineDevices, aliases_of, overridden_addresses, read_commandline
 from pcinuma.domain.numa import read_numa
@@ -30,8 +30,6 @@ from pcinuma.settings import Policy
 
 _PC = re.compile(r"pc\Z|pc-i440fx-|pc-[01]\.")
 _SWITCHED: Mapping[Optional[str], bool] = {"on": True, "off": False}
-_Target = tuple[Optional[int], Optional[int], Optional[int], Optional[bool]]
-_NO_TARGET: _Target = (None, None, None, None)
 _MAY_PASS_THROUGH = ("hostdev", "interface", "disk")
 _MACHINES_OF_VIRT = ("aarch64", "arm", "armv7l", "armv6l")
 
@@ -173,12 +171,13 @@ class _Reader:
                 continue
             try:
                 if tag == "controller":
-                    says = dict(attributes_of(element))
-                    if says.get("type") == "pci":
-                        if "index" in says:
-                            self._controller(element, number(says["index"], "PCI controller: index"), says.get("model", ""))
+                    says = _said(attributes_of(element))
+                    if says is not None:
+                        index, model = says
+                        if index is None:
+                            unnumbered.append((element, model))
                         else:
-                            unnumbered.append((element, says.get("model", "")))
+                            self._controller(element, index, model)
                         continue
                 if tag != "hostdev":
                     others.append(element)
@@ -215,17 +214,11 @@ class _Reader:
         if index in self.controllers:
             raise DomainError("appears twice", subject=f"PCI controller {index}")
         parts = parts_of(element)
-        node: Optional[int] = None
-        target = parts.get("target")
-        numbers = _NO_TARGET if target is None else _read_target(attributes_of(target), index)
-        if target is not None and len(target):
-            node_text = target.findtext("node")
-            node = None if node_text is None else number(node_text.strip(), f"PCI controller {index}: node")
-        location = read_location(parts.get("address"), f"PCI controller {index}")
-        address = location.address if location.kind == "pci" else None
-        bus_nr, chassis, target_index, hotplug = numbers
-        multifunction = address is not None and location.multifunction
-        self.controllers[index] = Controller(index, model, address, bus_nr, node, chassis, hotplug, multifunction, target_index)
+        target, address = parts.get("target"), parts.get("address")
+        of_target = () if target is None else attributes_of(target)
+        of_address = () if address is None else attributes_of(address)
+        node = target.findtext("node") if target is not None and len(target) else None
+        self.controllers[index] = _controller((index, model, of_target, node, of_address))
         self.controller_elements[index] = element
 
     def _passthrough(self, element: etree._Element, address_element: Optional[etree._Element], named: Named) -> None:
@@ -244,13 +237,13 @@ class _Reader:
             problem = error.sentence() if attached_as is AttachedAs.PCI else problem
         if source in self.device_elements:
             problem = f"{source}: the domain names this device twice"
-        if problem is not None:
-            self.problem = self.problem or problem
-        self.devices.append(Passthrough(source, named.form, named.host, named.name, address, original, attached_as, problem))
-        if source not in self.device_elements:
+        else:
             self.device_elements[source] = element
             if address_element is not None:
                 self.address_elements[source] = address_element
+        if problem is not None:
+            self.problem = self.problem or problem
+        self.devices.append(Passthrough(source, named.form, named.host, named.name, address, original, attached_as, problem))
 
     def _backed(self, element: etree._Element, parts: Parts) -> Optional[Named]:
         """An emulated device that follows what is behind it. Several without a name yet (libvirt gives the MAC address) are left alone."""
@@ -304,16 +297,26 @@ class _Reader:
         return frozenset(found), occupied
 
 
-def _read_target(target: Attributes, controller: int) -> _Target:
-    try:
-        return _target(target)
-    except DomainError as error:
-        raise DomainError(error.what, subject=f"PCI controller {controller}: {error.subject}") from None
+@remembered
+def _said(controller: Attributes) -> Optional[tuple[Optional[int], str]]:
+    """What the attributes of a ``<controller>`` say: index and model; None of one that is no PCI controller."""
+    values = dict(controller)
+    if values.get("type") != "pci":
+        return None
+    return number(values["index"], "PCI controller: index") if "index" in values else None, values.get("model", "")
 
 
 @remembered
-def _target(target: Attributes) -> _Target:
-    """What the attributes of a controller's ``<target>`` say: busNr, chassis, index, hotplug."""
+def _controller(says: tuple[int, str, Attributes, Optional[str], Attributes]) -> Controller:
+    """A controller by index, model, attributes of its ``<target>``, text of the ``<node>`` there, and attributes of its ``<address>``."""
+    index, model, target, node_text, guest_address = says
     values = dict(target)
-    bus_nr, chassis, index = (number(values[name], name) if name in values else None for name in ("busNr", "chassis", "index"))
-    return bus_nr, chassis, index, _SWITCHED.get(values.get("hotplug"))
+    try:
+        bus_nr, chassis, own = (number(values[name], f": {name}") if name in values else None for name in ("busNr", "chassis", "index"))
+        node = None if node_text is None else number(node_text.strip(), ": node")
+        location = location_of(guest_address)
+    except DomainError as error:
+        raise DomainError(error.what, subject=f"PCI controller {index}{error.subject or ''}") from None
+    address = location.address if location.kind == "pci" else None
+    several = address is not None and location.multifunction
+    return Controller(index, model, address, bus_nr, node, chassis, _SWITCHED.get(values.get("hotplug")), several, own)

@@ -6,30 +6,38 @@ The keys come from whoever may define a domain, so long ones are not kept: what 
 
 from __future__ import annotations
 
-from typing import Callable, TypeVar
+from typing import Callable, Hashable, TypeVar
 
 Attributes = tuple[tuple[str, str], ...]
+_Spelt = TypeVar("_Spelt", bound=Hashable)
 _Meaning = TypeVar("_Meaning")
 _ENTRIES = 2048
 _LONGEST = 300
 
 
-class _Known(dict[Attributes, _Meaning]):
+class _Known(dict[_Spelt, _Meaning]):
     """What was asked for before; what is not there is looked up by ``dict`` itself, so that a hit costs no call of ours."""
 
-    def __init__(self, meaning: Callable[[Attributes], _Meaning]) -> None:
+    def __init__(self, meaning: Callable[[_Spelt], _Meaning]) -> None:
         super().__init__()
         self._meaning = meaning
 
-    def __missing__(self, attributes: Attributes) -> _Meaning:
-        found = self._meaning(attributes)
-        if sum([len(name) + len(value) for name, value in attributes]) <= _LONGEST:
+    def __missing__(self, spelt: _Spelt) -> _Meaning:
+        found = self._meaning(spelt)
+        if _length(spelt) <= _LONGEST:
             if len(self) >= _ENTRIES:
                 self.clear()
-            self[attributes] = found
+            self[spelt] = found
         return found
 
 
-def remembered(meaning: Callable[[Attributes], _Meaning]) -> Callable[[Attributes], _Meaning]:
-    """``meaning``, which depends on its argument alone, computed once for each of the attributes that are usual."""
+def _length(spelt: object) -> int:
+    """How many characters there are in a text, or in all texts of a tuple."""
+    if isinstance(spelt, tuple):
+        return sum(map(_length, spelt))
+    return len(spelt) if isinstance(spelt, str) else 0
+
+
+def remembered(meaning: Callable[[_Spelt], _Meaning]) -> Callable[[_Spelt], _Meaning]:
+    """``meaning``, which depends on its argument alone (attributes, or a tuple with some), computed once for each that is usual."""
     return _Known(meaning).__getitem__
