@@ -28,7 +28,7 @@ class PciAddress(NamedTuple):
     @property
     def device(self) -> tuple[int, int, int]:
         """Domain, bus and slot: what the functions of one device share."""
-        return self.domain, self.bus, self.slot
+        return self[:3]
 
     @classmethod
     def parse(cls, text: str) -> Optional[PciAddress]:

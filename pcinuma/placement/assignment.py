@@ -61,10 +61,12 @@ class Assignment:
         new_units = self._admitted(existing.new_units)
         if self.anew and (new_units or self.options.replan):
             self._main_ports_first(new_units)
-        main_root = MainRoot(self.domain, self.layout, existing, new_units)
-        self._vacate_main_slots(new_units)
-        self._move_foreign_devices(main_root)
-        self._send_back(main_root)
+        foreign = self._foreign_devices()
+        if new_units or existing.wrong or existing.leaving or foreign or self.withdrawn:
+            main_root = MainRoot(self.domain, self.layout, existing, new_units)
+            self._vacate_main_slots(new_units)
+            self._move_foreign_devices(foreign, main_root)
+            self._send_back(main_root)
         by_locality: dict[Locality, list[Unit]] = {}
         for unit in (*existing.wrong, *new_units):
             assert unit.target is not None
@@ -86,7 +88,8 @@ class Assignment:
 
     def _stay(self, units: list[Unit]) -> None:
         for unit in units:
-            if unit.target is not None and unit.address is not None and unit.address.function:
+            address = unit.address
+            if unit.target is not None and address is not None and address.function:
                 self._begin_with_function_zero(unit)
                 continue
             for device in unit.devices:
@@ -142,7 +145,7 @@ class Assignment:
             return
         if self.domain.placement is None:
             moving = {device.source for unit in new_units for device in unit.devices}
-            staying = [d.address.bus for d in self.domain.devices if d.address is not None and d.source not in moving]
+            staying = [d.address.bus for d in self.domain.devices if d.source not in moving and d.address is not None]
             self.layout.add_named_ports([*staying, *(address.bus for address in self.domain.others)])
         count = self._waiting(new_units)
         if count:
@@ -168,14 +171,17 @@ class Assignment:
                 if device.address is not None and device.address.bus == 0:
                     self.layout.release(device.address)
 
-    def _move_foreign_devices(self, main_root: MainRoot) -> None:
+    def _foreign_devices(self) -> list[PciAddress]:
+        """Where devices that are not passed through sit on our ports, and may not stay."""
         if not self.existing.ours and not self.withdrawn:
-            return
-        foreign = [
+            return []
+        return [
             old
             for old in sorted(self.domain.others)
             if old.bus in self.withdrawn or (old not in self.options.ran_with and self.layout.expander_of(old.bus) in self.existing.ours)
         ]
+
+    def _move_foreign_devices(self, foreign: list[PciAddress], main_root: MainRoot) -> None:
         for old in foreign:
             self.layout.release(old)
         for old in foreign:

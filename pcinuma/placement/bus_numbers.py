@@ -42,8 +42,8 @@ def check_bus_numbers(layout: Layout, ours: frozenset[int]) -> None:
     ``ours``: pcinuma's controllers that stood before this plan.
     """
     numbered = layout.numbers_of_expanders()
-    if numbered and layout.main_buses() > min(numbered):
-        raise NoRoom(f"the main PCI root needs {layout.main_buses()} bus numbers where {min(numbered)} are free")
+    if numbered and (needed := layout.main_buses()) > (lowest := min(numbered)):
+        raise NoRoom(f"the main PCI root needs {needed} bus numbers where {lowest} are free")
     if layout.machine is MachineKind.PCIE and ours:
         for index, room in layout.rooms().items():
             if room < 0 and index in ours:

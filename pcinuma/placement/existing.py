@@ -24,6 +24,7 @@ from pcinuma.reason import Reason
 from pcinuma.settings import GroupBy
 
 _STAYING = (Reason.KEPT, Reason.QEMU_OVERRIDE, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
+_DOWNSTREAM = "pcie-switch-downstream-port"
 _T = TypeVar("_T", bound=Hashable)
 
 
@@ -72,21 +73,21 @@ class ExistingPlacement:
         self._stands_for: dict[int, Optional[Locality]] = {}
         self._empty: dict[int, int] = {}
         by_expander: dict[int, list[Unit]] = {}
-        below: list[str] = []
+        inside: list[Unit] = []
         for unit in units:
-            bus = unit.address.bus if unit.address is not None else None
-            expander = layout.expander_of(bus) if bus is not None else None
-            if bus in withdrawn:
+            address = unit.address
+            expander = layout.expander_of(address.bus) if self.ours and address is not None else None
+            if withdrawn and address is not None and address.bus in withdrawn:
                 (self.leaving if unit.target is None else self.wrong).append(unit)
-                below += [device.source for device in unit.devices]
+                inside.append(unit)
             elif expander is not None and expander in self.ours:
                 by_expander.setdefault(expander, []).append(unit)
-                below += [device.source for device in unit.devices]
+                inside.append(unit)
             elif unit.target is not None:
                 self.new_units.append(unit)
             else:
                 self.others.append(unit)
-        self.below = frozenset(below)
+        self.below = frozenset([device.source for unit in inside for device in unit.devices])
         self.as_placed = self.below
         if placement is not None:
             elsewhere = [device for unit in (*self.new_units, *self.others) for device in unit.devices]
@@ -141,12 +142,14 @@ class ExistingPlacement:
 
     def guest_chain(self, bus: int) -> list[tuple[int, int]]:
         """The (upstream, downstream) controllers above a device on ``bus``, topmost first."""
+        controllers = self.layout.controllers
+        if bus not in controllers or controllers[bus].model != _DOWNSTREAM:
+            return []  # nearly always
         known = self._guest_chains.get(bus)
         if known is not None:
             return known
         port, pairs = bus, []
-        controllers = self.layout.controllers
-        while bus in controllers and controllers[bus].model == "pcie-switch-downstream-port":
+        while bus in controllers and controllers[bus].model == _DOWNSTREAM:
             address = controllers[bus].address
             if address is None or address.bus not in controllers:
                 break
@@ -161,10 +164,10 @@ class ExistingPlacement:
 
     def _classify(self, expander: int, members: list[Unit], grouping: GroupBy) -> None:
         node = self.layout.controllers[expander].node
-        localities = [locality_of(unit.target, grouping) for unit in members if unit.target is not None]
-        here = [locality for locality in localities if locality.cell == node]
-        stands_for = _commonest(here)
-        staying = [unit for unit in members if must_stay(unit)]
+        belong = [(unit, None if unit.target is None else locality_of(unit.target, grouping)) for unit in members]
+        localities = [locality for _, locality in belong if locality is not None]
+        stands_for = _commonest([locality for locality in localities if locality.cell == node])
+        staying = [unit for unit, locality in belong if locality is None and must_stay(unit)]
         if stands_for is None and localities and not staying:
             stands_for = _commonest(localities)
             assert stands_for is not None
@@ -173,10 +176,10 @@ class ExistingPlacement:
         if not members and node is not None:
             self._empty[expander] = node
         candidates = []
-        for unit in members:
-            if unit.target is None:
+        for unit, locality in belong:
+            if locality is None:
                 (self.right if unit in staying else self.leaving).append(unit)
-            elif locality_of(unit.target, grouping) == stands_for:
+            elif locality == stands_for:
                 candidates.append(unit)
             else:
                 self.wrong.append(unit)

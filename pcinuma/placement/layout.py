@@ -10,6 +10,7 @@ controllers, their indexes are used first, and :meth:`Layout.fill_freed` puts so
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Optional
 
@@ -23,6 +24,7 @@ HIGHEST_PHB = 31
 EXPANDERS = ("pcie-expander-bus", "pci-expander-bus")
 _FIRST_FUNCTIONS = frozenset(range(0, 256, 8))
 _TAKEN_MAIN_SLOTS = frozenset((0, 1, 0x1F))
+_TAKEN_MAIN_SLOTS_OF_PCI = frozenset((0, 1, 2))  # of i440fx
 _HABITUAL_MAIN_SLOTS = (0x1B, 0x1A, 0x1D)
 """Slots of pcie.0 that the chipset and the first VGA have, and those that ICH9's sound and USB have by habit: the last to be taken.
 
@@ -44,29 +46,24 @@ class Layout:
         self._below: dict[int, int] = {}
         self._by_place: dict[tuple[int, int], int] = {}  # (parent, slot and function) -> bridge, once somebody asked
         self._to_come = 2 if domain.unaddressed and self.machine is MachineKind.PCIE else 0  # for a conventional device: bridge and port
-        self.taken: dict[int, set[int]] = {}
+        self.taken: defaultdict[int, set[int]] = defaultdict(set)
         self.added: list[int] = []
         self.gained: set[int] = set()
         self.reserved: set[tuple[int, int]] = set()
         self._chassis: set[int] = set()
         self._expanders: list[int] = []
         phbs = self.machine is MachineKind.PHB
-        for index in sorted(self.controllers):
-            controller = self.controllers[index]
+        for index, controller in sorted(self.controllers.items()):
             address, chassis = controller.address, controller.chassis
             self._chassis.add(index if chassis is None else chassis)
             if (controller.node is not None or controller.model in EXPANDERS) and self.is_expander(controller):
                 self._expanders.append(index)
             if index > 0 and not (phbs and self._is_phb(controller)):
                 self.children.setdefault(address.bus if address else 0, []).append(index)
-            if address is not None:
-                self.take(address)
-        self._numbered = bool(self.numbers_of_expanders())
-        for device in domain.devices:
-            if device.address is not None:
-                self.take(device.address)
-        for address in domain.others:
-            self.take(address)
+        self._numbered = any(self.controllers[index].bus_nr is not None for index in self._expanders)
+        present = domain._replace(controllers=self.controllers) if self._freed else domain
+        for _, bus, slot, function in present.addresses():
+            self.taken[bus].add(slot << 3 | function)
         self._highest = max(self.controllers, default=0)
         if domain.placement is not None or self.machine is not MachineKind.PCIE:  # else :meth:`add_named_ports` says which
             named = self.taken.keys() - self._freed if self._freed else self.taken.keys()
@@ -109,7 +106,7 @@ class Layout:
 
     def main_buses(self) -> int:
         """How many bus numbers the main hierarchy needs, root bus and the ports that libvirt puts into index gaps included."""
-        elsewhere = sum(1 + self.bridges_below(index) for index in self._expanders if not self._is_nested(index))
+        elsewhere = sum([1 + self.bridges_below(index) for index in self._expanders if not self._is_nested(index)])
         present = len(self.controllers) + (0 not in self.controllers)
         gaps = 0 if self.machine is MachineKind.PHB else self._highest + 1 - present
         return present - elsewhere + gaps + self._to_come
@@ -150,7 +147,8 @@ class Layout:
 
     def take(self, address: PciAddress) -> None:
         """Mark a guest address as occupied."""
-        self.taken.setdefault(address.bus, set()).add(address.slot << 3 | address.function)
+        _, bus, slot, function = address
+        self.taken[bus].add(slot << 3 | function)
 
     def release(self, address: PciAddress) -> None:
         """Mark a guest address as free."""
@@ -250,21 +248,22 @@ class Layout:
             raise NoRoom("no bus number is left below the expander")
 
     def _add(self, new: Controller) -> int:
-        if new.model in ("pcie-root-port", "pcie-switch-downstream-port") and new.index in self._chassis:
+        if new.index in self._chassis and new.model in ("pcie-root-port", "pcie-switch-downstream-port"):
             free = next((n for n in range(HIGHEST_INDEX, 0, -1) if n not in self._chassis), None)
             if free is None:
                 raise NoRoom("all chassis numbers are used")
             new = new._replace(chassis=free)
-        index, address = new.index, new.address
-        self._chassis.add(index if new.chassis is None else new.chassis)
+        index, address, chassis = new.index, new.address, new.chassis
+        self._chassis.add(index if chassis is None else chassis)
         self.added.append(index)
         self.controllers[index] = new
         if new.node is not None:
             self._expanders.append(index)
         if address is not None:
-            bus, devfn = address.bus, address.slot << 3 | address.function
+            _, bus, slot, function = address
+            devfn = slot << 3 | function
             self.children.setdefault(bus, []).append(index)
-            self.taken.setdefault(bus, set()).add(devfn)
+            self.taken[bus].add(devfn)
             if self._by_place:
                 self._by_place[bus, devfn] = index
             if self._below:
@@ -327,12 +326,8 @@ class Layout:
         return self._highest
 
     def _last_main_bridge(self) -> int:
-        slots = [
-            address.slot
-            for index in self.children.get(0, ())
-            if (address := self.controllers[index].address) is not None and not self.is_expander(self.controllers[index])
-        ]
-        return max(slots, default=1)
+        bridges = [self.controllers[index].address for index in self.children.get(0, ()) if index not in self._expanders]
+        return max([address.slot for address in bridges if address is not None], default=1)
 
     def _main_slot(self) -> PciAddress:
         """A place on the main root for an expander: a slot of its own from the middle up, else a further function of our last one."""
@@ -349,13 +344,13 @@ class Layout:
             raise
 
     def _free_main_slot(self, *, from_slot: int) -> int:
-        used = {devfn >> 3 for devfn in self.taken.get(0, ())}
-        used |= {0, 1, 2} if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
+        taken = self.taken[0]
+        chipset = _TAKEN_MAIN_SLOTS_OF_PCI if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
         habitual: tuple[int, ...] = _HABITUAL_MAIN_SLOTS if self.machine is MachineKind.PCIE else ()
         reserved: Optional[int] = None
         for slots, others in (((*range(from_slot, 32), *range(2, from_slot)), habitual), (habitual, ())):
             for slot in slots:
-                if slot in used or slot in others:
+                if slot in chipset or slot in others or not taken.isdisjoint(range(slot << 3, (slot << 3) + 8)):
                     continue
                 if (0, slot) not in self.reserved:
                     return slot

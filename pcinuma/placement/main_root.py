@@ -27,10 +27,11 @@ class MainRoot:
         self.domain = domain
         self.layout = layout
         self.existing = existing
-        here = {device.source for device in domain.devices}
-        recorded = [existing.original_address(source) for source in existing.originals if source in here]
-        moving = [device.address for unit in new_units for device in unit.devices]
-        layout.reserved.update(slot_of(address) for address in (*recorded, *moving) if address is not None)
+        reserved = [device.address for unit in new_units for device in unit.devices]
+        if existing.originals:
+            here = {device.source for device in domain.devices}
+            reserved += [existing.original_address(source) for source in existing.originals if source in here]
+        layout.reserved.update([slot_of(address) for address in reserved if address is not None])
 
     def send_back(self, units: list[Unit]) -> list[Move]:
         """Give ``units`` addresses on the main root."""
