@@ -191,7 +191,9 @@ class Job:
             return self._no_room(options, error)
         if plan.doubt is not None:
             self.domain = domain._replace(warnings=(*domain.warnings, self._doubtful(plan.doubt, existing)))
-        devices = tuple(line for line in device_reports(self.domain, self.resolution, plan) if line.source not in followers)
+        devices = device_reports(self.domain, self.resolution, plan)
+        if followers:
+            devices = tuple([line for line in devices if line.source not in followers])
         if domain.placement is None and not plan.addresses:
             return self._left_alone(*self._why_nothing(devices), plan, devices)
         if self.policy is Policy.REQUIRED:
@@ -324,15 +326,15 @@ def _says_the_same(new: Optional[Placement], old: Optional[Placement]) -> bool:
     """Whether ``old`` need not be written anew: it says what ``new`` does, and beyond that only of devices that are gone."""
     if new is None or old is None:
         return new is old
-    recorded = {entry.source: entry for entry in old.devices}
-    listed = new.group_by is old.group_by and new.controllers == old.controllers
-    return listed and all(recorded.get(entry.source) == entry for entry in new.devices)
+    if new.group_by is not old.group_by or new.controllers != old.controllers:
+        return False
+    return frozenset(old.devices).issuperset(new.devices)
 
 
 def _foreign_expander(domain: Domain) -> Optional[int]:
     """An expander that is not ours and that a passthrough device sits below, or whose bus number libvirt has yet to choose."""
     ours = frozenset(domain.placement.controllers if domain.placement else ())
-    if not any((c.model in EXPANDERS or c.node is not None) and c.index not in ours for c in domain.controllers.values()):
+    if ours.issuperset([c.index for c in domain.controllers.values() if c.node is not None or c.model in EXPANDERS]):
         return None
     layout = Layout(domain)
     for device in domain.devices:

@@ -100,9 +100,10 @@ def device_reports(
         moved = {move.source: move.address for move in plan.moves}
     ours = frozenset(domain.placement.controllers if domain.placement else ())
     layout = Layout(domain) if plan is None and ours else None
+    hosts, nodes, cells = resolution.hosts, resolution.nodes, resolution.cells
     reports = []
     for device in domain.devices:
-        source = device.source
+        source, form = device.source, device.form
         resolved = resolution.resolved.get(source)
         reason = _NOT_ATTACHED.get(device.attached_as) if resolved is None else resolved.reason
         address = moved.get(source, device.address)
@@ -114,17 +115,18 @@ def device_reports(
             placed = expander is not None and expander in ours
             if fallback in (Reason.NO_ROOM, Reason.NO_APERTURE) and resolved is not None and resolved.target is not None and not placed:
                 reason = fallback
-        placed = placed and reason is not Reason.QEMU_OVERRIDE
-        if placed and reason in _NOT_ASKED:
-            reason = None  # it is where it was put when that could be told
-        host = resolution.hosts.get(source)
+        if placed and reason is not None:
+            placed = reason is not Reason.QEMU_OVERRIDE
+            if reason in _NOT_ASKED:
+                reason = None  # it is where it was put when that could be told
+        host = hosts.get(source)
         reports.append(
             DeviceReport(
-                (source if device.form in _BY_ADDRESS else str(host)) if host else None,
+                (source if form in _BY_ADDRESS else str(host)) if host else None,
                 source,
-                device.form.value,
-                resolution.nodes.get(source),
-                resolution.cells.get(source),
+                form.value,
+                nodes.get(source),
+                cells.get(source),
                 str(address) if address else None,
                 placed,
                 reason,

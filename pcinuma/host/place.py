@@ -29,6 +29,7 @@ DEVICES = "/sys/bus/pci/devices"
 _ROOT_COMPLEX = re.compile(r"pci[0-9a-f]{4,8}:[0-9a-f]{2}\Z")
 
 _TO_SYS = "../../../"  # from DEVICES
+_BELOW_ROOT_COMPLEX = re.compile(r"\.\./\.\./\.\./devices/(pci[0-9a-f]{4,8}:[0-9a-f]{2})/")
 _IO, _PREFETCHABLE_64 = 0x100, 0x102000
 
 UPSTREAM_PORT = 5
@@ -100,7 +101,8 @@ class HostReader:
 
         Raises DeviceAbsent where the host has no such device, HostError for what cannot be read or means nothing.
         """
-        known = self._places.get((address, switches))
+        key = address, switches
+        known = self._places.get(key)
         if known is None:
             name = str(address)
             link = self.sysfs.link(f"{DEVICES}/{name}")
@@ -114,7 +116,7 @@ class HostReader:
                 root_complex, chain = route.root_complex, route.switches
             else:
                 root_complex, chain = self._root_complex(name, link), ()
-            known = self._places[(address, switches)] = Place(address, node, node_from, root_complex, chain, several)
+            known = self._places[key] = Place(address, node, node_from, root_complex, chain, several)
         return known
 
     def route(self, name: str) -> Route:
@@ -210,10 +212,8 @@ class HostReader:
 
     def _root_complex(self, name: str, link: Optional[str]) -> Optional[str]:
         """The root complex of a route at a third of its cost, where nothing else of it is wanted."""
-        above, found, way = (link or "").partition("/devices/pci")
-        if not found:
-            return self._route(name, link).root_complex
-        return self._way(f"{above}/devices/pci{way.partition('/')[0]}").root_complex or self._route(name, link).root_complex
+        usual = _BELOW_ROOT_COMPLEX.match(link or "")
+        return self._route(name, link).root_complex if usual is None else usual.group(1)
 
     def _plain_node(self, link: Optional[str]) -> Optional[int]:
         """The node of a device about which there is nothing odd: its file, found sooner by its real path, names an online node."""
