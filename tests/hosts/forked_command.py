@@ -24,6 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+from tests.hosts.memory import MEMORY
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 _LONGEST = 1 << 17  # a request, which is words, an environment and a directory
 _one_at_a_time = threading.Lock()
@@ -33,7 +35,7 @@ def run(words: list[str], stdin: bytes, directory: Path, environment: Mapping[st
     """The exit code (of a signal, its negative number), stdout and stderr of ``pcinuma WORDS``."""
     request = json.dumps([words, str(directory), dict(environment)]).encode()
     assert len(request) < _LONGEST
-    with _one_at_a_time, tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+    with _one_at_a_time, _file() as given, _file() as out, _file() as err:
         given.write(stdin)
         given.seek(0)
         server = _server()
@@ -41,6 +43,10 @@ def run(words: list[str], stdin: bytes, directory: Path, environment: Mapping[st
         socket.send_fds(server, [request], [file.fileno() for file in (given, out, err)])
         code: int = json.loads(server.recv(_LONGEST))
         return code, _content(out), _content(err)
+
+
+def _file() -> IO[bytes]:
+    return tempfile.TemporaryFile(dir=MEMORY)
 
 
 def _content(file: IO[bytes]) -> bytes:

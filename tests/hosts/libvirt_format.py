@@ -15,6 +15,7 @@ import tempfile
 from typing import Optional
 
 from tests import needs
+from tests.hosts.memory import MEMORY
 
 _CHILD = """
 import json, os, subprocess, sys
@@ -51,7 +52,7 @@ def missing() -> Optional[str]:
 
 def define(documents: list[bytes], timeout: float = 300) -> list[tuple[Optional[bytes], Optional[str]]]:
     """For each XML what libvirt keeps of it (``XMLDesc`` inactive, secure), or its error."""
-    directory = tempfile.mkdtemp(prefix="embed-")
+    directory = tempfile.mkdtemp(prefix="embed-", dir=MEMORY)
     try:
         done = subprocess.run(
             ["unshare", "-m", sys.executable, "-I", "-c", _CHILD, directory],

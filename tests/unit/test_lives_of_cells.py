@@ -28,10 +28,10 @@ from tests.hosts.edits import with_device
 from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.judge import faults, without_ours
 from tests.hosts.keeping import kept
+from tests.hosts.memory import MEMORY
 from tests.hosts.passthrough import NS, ours, passed, placement
 from tests.unit.placement.test_cells import setups
 
-_MEMORY = Path("/dev/shm")
 _OWN = f"metadata/{NS}pcinuma"
 _MODES = st.sampled_from([None, None, *MemoryMode])
 _WORDS = st.sampled_from([None, "auto", "off"])
@@ -42,7 +42,7 @@ class Lives(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="life-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self.root = Path(tempfile.mkdtemp(prefix="life-", dir=MEMORY))
         self.host = Host()
         self.xml = b""
         self.keeps = True

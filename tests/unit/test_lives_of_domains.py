@@ -29,11 +29,11 @@ from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest, Slot
 from tests.hosts.judge import QEMU, faults, without_ours
 from tests.hosts.keeping import kept
+from tests.hosts.memory import MEMORY
 from tests.hosts.passthrough import NS, ours, passed, placement
 from tests.hosts.rules import address_faults
 from tests.hosts.strategies import hosts
 
-_MEMORY = Path("/dev/shm")
 _GROUPINGS = st.sampled_from(list(GroupBy))
 _GROUPINGS = st.sampled_from([None, *GroupBy])
 LINKS = [("2.5 GT/s PCIe", "1"), ("8.0 GT/s PCIe", "8"), ("16.0 GT/s PCIe", "16"), ("32.0 GT/s PCIe", "16"), ("Unknown", "0"), None]
@@ -45,7 +45,7 @@ class Lives(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.root = Path(tempfile.mkdtemp(prefix="life-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self.root = Path(tempfile.mkdtemp(prefix="life-", dir=MEMORY))
         self.host = Host()
         self.xml = b""
         self.keeps = True

@@ -22,19 +22,19 @@ from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
 from tests.hosts.judge import faults, judge, without_ours
 from tests.hosts.libvirt_format import define, missing
+from tests.hosts.memory import MEMORY
 from tests.hosts.passthrough import cells_for, ours, passed
 from tests.hosts.strategies import Setup, setups
 
 SHARED: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
 THOROUGH = int(os.environ.get("PCINUMA_THOROUGH", "1"))
-_MEMORY = Path("/dev/shm")
 
 
 class Tree:
     """The sysfs tree of one example, in memory where there is memory."""
 
     def __init__(self, setup: Setup) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="host-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self.path = Path(tempfile.mkdtemp(prefix="host-", dir=MEMORY))
         setup.host.write(self.path)
 
     def __enter__(self) -> Path:

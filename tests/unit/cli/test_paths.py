@@ -22,6 +22,7 @@ from pcinuma.settings import GroupBy
 from tests.hosts.build import DOWNSTREAM, GPU, NIC, NVME, ROOT_PORT, UPSTREAM, Function, Host
 from tests.hosts.domains import two_cells
 from tests.hosts.machines import MACHINES
+from tests.hosts.memory import MEMORY
 from tests.hosts.strategies import hosts
 from tests.hosts.sysfs import SERIAL
 
@@ -145,7 +146,7 @@ def test_any_redirect_on_any_tree_of_switches_is_found(host: Host, data: Any) ->
     for function in host.functions.values():
         if function.port_type in (ROOT_PORT, DOWNSTREAM, UPSTREAM):
             function.acs = data.draw(st.sampled_from([None, (ALL, 0), (ALL, 0), (ALL, LINUX), (ALL, REDIRECT), (ALL, ALL & ~REDIRECT)]))
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         root = host.write(Path(directory))
         file = root / "answer"
         with file.open("w") as out, pytest.MonkeyPatch.context() as patch:

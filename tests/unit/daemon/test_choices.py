@@ -29,6 +29,7 @@ from pcinuma.daemon.state import FILE, Record, State, from_json, load, to_json
 from pcinuma.daemon.state_file import StateFile
 from pcinuma.errors import DaemonError
 from pcinuma.settings import Adopt, Policy
+from tests.hosts.memory import MEMORY
 from tests.waiting import CHECKOUT
 
 OLD, ON, OFF, NEW = (f"0d1e7a3c-52f7-4b0e-9d2b-00000000000{n}" for n in range(4))
@@ -226,7 +227,7 @@ def test_several_damages_touch_no_disabled_domain(damages: list[tuple[str, Calla
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
 
 

@@ -21,6 +21,7 @@ from pcinuma.settings import GroupBy
 from tests.hosts.domains import Domain as Written
 from tests.hosts.domains import two_cells
 from tests.hosts.guest import Controller, Guest
+from tests.hosts.memory import MEMORY
 from tests.hosts.strategies import Setup, setups
 
 GOLDEN = Path(__file__).parents[2] / "golden"
@@ -62,7 +63,7 @@ def test_bus_numbers_of_placed_domains_are_those_of_firmware(path: Path) -> None
 @settings(max_examples=25, suppress_health_check=list(HealthCheck))
 @given(setups(formatted=True))
 def test_bus_numbers_of_any_domain_are_those_of_firmware(setup: Setup) -> None:
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         root = setup.host.write(Path(directory))
         grouping = GroupBy(setup.group_by) if setup.group_by else None
         for xml in (setup.xml(), place(setup.xml(), Request(root=root, group_by=grouping)).xml):

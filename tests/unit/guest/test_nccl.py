@@ -28,6 +28,7 @@ from tests.hosts.build import GPU, NIC, Function, Host
 from tests.hosts.domains import Domain, two_cells
 from tests.hosts.guest import Controller, Guest, guest_slot
 from tests.hosts.machines import MACHINES, MDEV
+from tests.hosts.memory import MEMORY
 from tests.hosts.strategies import Setup, setups
 
 LINKS = [("2.5 GT/s PCIe", "1"), ("8.0 GT/s PCIe", "8"), ("16.0 GT/s PCIe", "16"), ("32.0 GT/s PCIe", "4"), ("32.0 GT/s PCIe", "16")]
@@ -125,7 +126,7 @@ def judge(host: Host, xml: bytes, root: Path) -> int:
 def test_the_file_says_of_every_device_what_the_host_says(setup: Setup, data: Any) -> None:
     for function in setup.host.functions.values():
         function.link = data.draw(st.sampled_from([*LINKS, *LINKS, *UNTOLD]))
-    with tempfile.TemporaryDirectory() as directory:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as directory:
         root = setup.host.write(Path(directory))
         grouping = GroupBy(setup.group_by) if setup.group_by else None
         for xml in (setup.xml(), place(setup.xml(), Request(root=root, group_by=grouping)).xml):

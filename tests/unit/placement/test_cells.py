@@ -24,10 +24,10 @@ from tests.hosts.domains import Domain
 from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.judge import judge, without_ours
 from tests.hosts.libvirt_format import define, missing
+from tests.hosts.memory import MEMORY
 
 THOROUGH = int(os.environ.get("PCINUMA_THOROUGH", "1"))
 SHARED: dict[str, Any] = {"deadline": None, "suppress_health_check": list(HealthCheck), "print_blob": True}
-_MEMORY = Path("/dev/shm")
 _EMULATOR = "    <emulatorpin cpuset='0'/>\n"
 _FRAME = "<cputune>\n{}  </cputune>"
 
@@ -49,7 +49,7 @@ class Tree:
     """The sysfs tree of one example."""
 
     def __init__(self, setup: Setup) -> None:
-        self.path = Path(tempfile.mkdtemp(prefix="host-", dir=_MEMORY if _MEMORY.is_dir() else None))
+        self.path = Path(tempfile.mkdtemp(prefix="host-", dir=MEMORY))
         setup.host.write(self.path)
 
     def __enter__(self) -> Path:
