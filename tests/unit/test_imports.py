@@ -95,15 +95,17 @@ def layers() -> dict[str, int]:
     return {name: int(number) for number, names in LAYER.findall(text) for name in names.split()}
 
 
-PACKAGE = imports(CHECKOUT / "pcinuma", "pcinuma")
+@pytest.fixture(scope="module")
+def package() -> dict[str, set[str]]:
+    return imports(CHECKOUT / "pcinuma", "pcinuma")
 
 
-def test_no_module_imports_itself_by_way_of_others() -> None:
-    assert circle({module: theirs - {"pcinuma"} for module, theirs in PACKAGE.items()}) is None
+def test_no_module_imports_itself_by_way_of_others(package: dict[str, set[str]]) -> None:
+    assert circle({module: theirs - {"pcinuma"} for module, theirs in package.items()}) is None
 
 
-def test_each_part_imports_only_what_is_in_the_layers_below_it() -> None:
-    assert upward(between_parts(PACKAGE), layers()) == []
+def test_each_part_imports_only_what_is_in_the_layers_below_it(package: dict[str, set[str]]) -> None:
+    assert upward(between_parts(package), layers()) == []
 
 
 @pytest.mark.parametrize(
