@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import cached_property
+from itertools import chain
 from typing import Optional
 
 from pcinuma.address import PciAddress
@@ -41,7 +43,7 @@ class Layout:
         self._freed = sorted(withdrawn)
         for index in self._freed:
             del self.controllers[index]
-        self.children: dict[int, list[int]] = {}
+        self.children: defaultdict[int, list[int]] = defaultdict(list)
         self._expander_of_bus: dict[int, Optional[int]] = {0: None}
         self._below: dict[int, int] = {}
         self._by_place: dict[tuple[int, int], int] = {}  # (parent, slot and function) -> bridge, once somebody asked
@@ -50,16 +52,13 @@ class Layout:
         self.added: list[int] = []
         self.gained: set[int] = set()
         self.reserved: set[tuple[int, int]] = set()
-        self._chassis: set[int] = set()
-        self._expanders: list[int] = []
+        ordered = sorted(self.controllers.items())
+        self._expanders = [index for index, c in ordered if (c.node is not None or c.model in EXPANDERS) and self.is_expander(c)]
         phbs = self.machine is MachineKind.PHB
-        for index, controller in sorted(self.controllers.items()):
-            address, chassis = controller.address, controller.chassis
-            self._chassis.add(index if chassis is None else chassis)
-            if (controller.node is not None or controller.model in EXPANDERS) and self.is_expander(controller):
-                self._expanders.append(index)
+        for index, controller in ordered:
             if index > 0 and not (phbs and self._is_phb(controller)):
-                self.children.setdefault(address.bus if address else 0, []).append(index)
+                address = controller.address
+                self.children[address.bus if address else 0].append(index)
         self._numbered = any(self.controllers[index].bus_nr is not None for index in self._expanders)
         present = domain._replace(controllers=self.controllers) if self._freed else domain
         for _, bus, slot, function in present.addresses():
@@ -242,6 +241,11 @@ class Layout:
 
     # Details.
 
+    @cached_property
+    def _chassis(self) -> set[int]:
+        """The chassis numbers in use; asked for when something is added, and kept from then on."""
+        return {index if controller.chassis is None else controller.chassis for index, controller in self.controllers.items()}
+
     def _require_room(self, bus: int) -> None:
         """Raise NoRoom unless one more bridge fits below the expander of ``bus``."""
         if self._numbered and self.room_below(self.expander_of(bus) or 0) < 1:
@@ -262,7 +266,7 @@ class Layout:
         if address is not None:
             _, bus, slot, function = address
             devfn = slot << 3 | function
-            self.children.setdefault(bus, []).append(index)
+            self.children[bus].append(index)
             self.taken[bus].add(devfn)
             if self._by_place:
                 self._by_place[bus, devfn] = index
@@ -348,7 +352,7 @@ class Layout:
         chipset = _TAKEN_MAIN_SLOTS_OF_PCI if self.machine is MachineKind.PCI else _TAKEN_MAIN_SLOTS
         habitual: tuple[int, ...] = _HABITUAL_MAIN_SLOTS if self.machine is MachineKind.PCIE else ()
         reserved: Optional[int] = None
-        for slots, others in (((*range(from_slot, 32), *range(2, from_slot)), habitual), (habitual, ())):
+        for slots, others in ((chain(range(from_slot, 32), range(2, from_slot)), habitual), (habitual, ())):
             for slot in slots:
                 if slot in chipset or slot in others or not taken.isdisjoint(range(slot << 3, (slot << 3) + 8)):
                     continue
