@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import lzma
 import shutil
-import subprocess
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Optional
 
 from pcinuma.lab import LabError
-from pcinuma.lab.kernel import Kernel
+from pcinuma.lab.kernel import Kernel, decompressed
 
 BEGIN = "=====PCINUMA-TREE-BEGIN====="
 END = "=====PCINUMA-TREE-END====="
@@ -131,7 +130,7 @@ def _module(path: Path) -> bytes:
     if path.suffix == ".xz":
         return lzma.decompress(content)
     if path.suffix == ".zst":
-        return subprocess.run(["zstd", "-dc"], input=content, capture_output=True, check=True).stdout
+        return decompressed("zstd", content)
     return content
 
 

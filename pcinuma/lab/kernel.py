@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A stock kernel to boot guests with: fetched from the distribution, unpacked into a cache, never installed.
 
-On Debian and its kin the kernel comes from ``apt-get download`` of what the meta package depends on; elsewhere (and where apt reaches
-no mirror) from ``/lib/modules/*/vmlinuz`` of a kernel that is installed. In both cases the cache directory ends up holding, per release::
+On Debian and its kin the kernel comes from ``apt-get download`` of what the meta package depends on (one package, or from Linux 7 on
+several); elsewhere (and where apt reaches no mirror) from ``/lib/modules/*/vmlinuz`` of a kernel that is installed. In both cases the cache directory ends up holding, per release::
 
     RELEASE/vmlinuz                 the bzImage; OVMF boots this one
     RELEASE/vmlinux                 the ELF inside it; QEMU boots it directly by PVH, in half the time
@@ -103,17 +103,18 @@ def _run(*argv: str, cwd: Optional[Path] = None) -> str:
 
 
 def _unpack(scratch: Path) -> Path:
-    """A directory that looks like a root with ``lib/modules/RELEASE`` and ``boot/vmlinuz-RELEASE``."""
+    """A directory that looks like a root with ``lib/modules/RELEASE``, below /usr or not, and the kernel there or as ``boot/vmlinuz-RELEASE``."""
     tree = scratch / "tree"
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         try:
-            package = _download(scratch)
+            packages = _download(scratch)
         except LabError:
             if _installed_kernel() is None:
                 raise
         else:
             tree.mkdir()
-            _run("dpkg-deb", "-x", str(package), str(tree))
+            for package in packages:
+                _run("dpkg-deb", "-x", str(package), str(tree))
             return tree
     image = _installed_kernel()
     if image is None:
@@ -121,13 +122,20 @@ def _unpack(scratch: Path) -> Path:
     return _copy_installed(image, tree)
 
 
-def _download(scratch: Path) -> Path:
-    depends = _run("apt-cache", "depends", "--no-suggests", META_PACKAGE)
-    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image-" in line]
+def _download(scratch: Path) -> list[Path]:
+    names = _dependencies(META_PACKAGE, "linux-image-")
     if not names:
         raise LabError("apt knows no kernel package", subject=META_PACKAGE, hint="run apt-get update")
-    _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", names[0], cwd=scratch)
-    return next(scratch.glob("*.deb"))
+    parts = _dependencies(names[0], "linux-base-", "linux-binary-", "linux-modules-")
+    _run("apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", names[0], *parts, cwd=scratch)
+    return sorted(scratch.glob("*.deb"))
+
+
+def _dependencies(package: str, *prefixes: str) -> list[str]:
+    """The packages that it depends on whose names begin so."""
+    depends = _run("apt-cache", "depends", "--no-suggests", package)
+    names = [line.split()[-1] for line in depends.splitlines() if "Depends: " in line]
+    return [name for name in names if name.startswith(prefixes)]
 
 
 def _installed_kernel() -> Optional[Path]:
@@ -138,18 +146,23 @@ def _installed_kernel() -> Optional[Path]:
 
 
 def _copy_installed(image: Path, tree: Path) -> Path:
-    release = image.parent.name if image.name == "vmlinuz" else image.name[len("vmlinuz-") :]
+    release = _release(image)
     (tree / "boot").mkdir(parents=True)
     shutil.copy(image, tree / "boot" / f"vmlinuz-{release}")
     shutil.copytree(Path("/lib/modules") / release, tree / "lib" / "modules" / release, symlinks=True)
     return tree
 
 
+def _release(image: Path) -> str:
+    """Of ``/boot/vmlinuz-RELEASE`` or ``/usr/lib/modules/RELEASE/vmlinuz``."""
+    return image.parent.name if image.name == "vmlinuz" else image.name[len("vmlinuz-") :]
+
+
 def _install(tree: Path, cache: Path, scratch: Path) -> Kernel:
-    image = next((tree / "boot").glob("vmlinuz-*"), None)
+    image = next((file for where in ("boot/vmlinuz-*", "usr/lib/modules/*/vmlinuz") for file in tree.glob(where)), None)
     if image is None:
-        raise LabError("the kernel package holds no /boot/vmlinuz", subject=str(tree))
-    release = image.name[len("vmlinuz-") :]
+        raise LabError("the kernel package holds no vmlinuz", subject=str(tree))
+    release = _release(image)
     source = next(folder for folder in (tree / "lib/modules" / release, tree / "usr/lib/modules" / release) if folder.is_dir())
     folder = scratch / release
     modules = folder / "lib" / "modules" / release
@@ -183,6 +196,16 @@ def elf_of(bzimage: bytes) -> bytes:
     return elf
 
 
+def decompressed(tool: str, content: bytes) -> bytes:
+    """What ``tool`` (``zstd``, ``lz4``) makes of it."""
+    if shutil.which(tool) is None:
+        raise LabError(f"the kernel is compressed with {tool}, which is not installed", hint=f"install {tool}")
+    done = subprocess.run([tool, "-dc"], input=content, capture_output=True, check=False)
+    if done.returncode:
+        raise LabError(f"{tool} cannot decompress the kernel", hint="fetch it again")
+    return done.stdout
+
+
 def _decompress(payload: bytes) -> bytes:
     if payload.startswith(b"\xfd7zXZ"):
         return lzma.LZMADecompressor(lzma.FORMAT_XZ).decompress(payload)
@@ -193,8 +216,5 @@ def _decompress(payload: bytes) -> bytes:
     # The last four bytes are the size that the kernel's build appends.
     for magic, tool in ((b"\x28\xb5\x2f\xfd", "zstd"), (b"\x02\x21\x4c\x18", "lz4")):
         if payload.startswith(magic):
-            done = subprocess.run([tool, "-dc"], input=payload[:-4], capture_output=True, check=False)
-            if done.returncode == 0:
-                return done.stdout
-            raise LabError(f"{tool} cannot decompress the kernel", hint=f"install {tool}")
+            return decompressed(tool, payload[:-4])
     raise LabError("the kernel is compressed in a way that the lab does not know", subject=payload[:6].hex())

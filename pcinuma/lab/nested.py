@@ -17,7 +17,7 @@ from pcinuma.lab.kernel import Kernel
 
 READ_BEGIN = "=====PCINUMA-READ-BEGIN====="
 READ_END = "=====PCINUMA-READ-END====="
-CMDLINE = f"{machine.BRISK} apparmor=0 8250.nr_uarts=1"
+CMDLINE = f"{machine.BRISK} {machine.LEAN} 8250.nr_uarts=1"
 
 _MODULES = """
 mount -t devtmpfs devtmpfs /dev

@@ -25,7 +25,7 @@ from pcinuma.lab.kernel import Kernel
 STEP = "@@ "
 DONE = "=====PCINUMA-JOB-DONE====="
 FAILED = "=====PCINUMA-JOB-FAILED====="
-CMDLINE = f"{machine.CMDLINE} intel_iommu=on iommu=nopt"
+CMDLINE = f"{machine.BRISK} pcie_ports=compat intel_iommu=on iommu=nopt"
 # What a kernel and glibc use where they see it, and what TCG emulates slowly: byte-wise `rep movsb`, a fifth level of page tables, a
 # translation block that ends at each stac, vector helpers and their larger state. Without them a job needs a third less. One emulating
 # thread (machine.GUEST_TCG) saves another third: no atomics, and no virtual CPU that spins for one which waits for a core.
@@ -37,12 +37,13 @@ export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LC_ALL=C.UTF-8 PYTHONDONTWR
 step() { echo "@@ $*"; }
 give_up() { echo "@@ failed: $*"; echo "%(failed)s"; finish; }
 finish() { cp /consoles/* /job/out/ 2>/dev/null; sync; sleep 0.3; echo b >/proc/sysrq-trigger; sleep 60; }
-# wait_for SECONDS COMMAND...: until it succeeds
+# wait_for SECONDS COMMAND...: until it succeeds. To look costs the guest's emulation, so it looks less often the longer that takes.
 wait_for() {
-    left=$(($1 * 10)); shift
+    left=$(($1 * 10)); pause=1; shift # tenths of a second
     until "$@" >/dev/null 2>&1; do
-        left=$((left - 1)); [ $left -gt 0 ] || return 1
-        sleep 0.1
+        left=$((left - pause)); [ $left -gt 0 ] || return 1
+        sleep $((pause / 10)).$((pause %% 10))
+        [ $pause -ge 20 ] || pause=$((pause + pause / 2 + 1))
     done
 }
 start_libvirt() {
