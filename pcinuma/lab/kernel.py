@@ -2,7 +2,8 @@
 """A stock kernel to boot guests with: fetched from the distribution, unpacked into a cache, never installed.
 
 On Debian and its kin the kernel comes from ``apt-get download`` of what the meta package depends on (one package, or from Linux 7 on
-several); elsewhere (and where apt reaches no mirror) from ``/lib/modules/*/vmlinuz`` of a kernel that is installed. In both cases the cache directory ends up holding, per release::
+several); elsewhere (and where apt reaches no mirror) from ``/lib/modules/*/vmlinuz`` of a kernel that is installed.
+In both cases the cache directory ends up holding, per release::
 
     RELEASE/vmlinuz                 the bzImage; OVMF boots this one
     RELEASE/vmlinux                 the ELF inside it; QEMU boots it directly by PVH, in half the time
@@ -103,7 +104,7 @@ def _run(*argv: str, cwd: Optional[Path] = None) -> str:
 
 
 def _unpack(scratch: Path) -> Path:
-    """A directory that looks like a root with ``lib/modules/RELEASE``, below /usr or not, and the kernel there or as ``boot/vmlinuz-RELEASE``."""
+    """A directory that looks like a root with ``lib/modules/RELEASE``, below /usr or not; the kernel is there or in ``boot``."""
     tree = scratch / "tree"
     if shutil.which("apt-get") and shutil.which("dpkg-deb"):
         try:

@@ -37,22 +37,27 @@ BRISK = (
 """The kernel's command line where every instruction is emulated."""
 _UNUSED = (
     # BTF is parsed for the first of these.
-    "cubictcp_register bpf_rstat_kfunc_init bpf_key_sig_kfuncs_init kfunc_init bpf_prog_test_run_init bpf_tcp_ca_kfunc_init "
+    *("cubictcp_register", "tcp_congestion_default", "dev_map_init", "bpf_rstat_kfunc_init", "bpf_key_sig_kfuncs_init", "kfunc_init"),
+    *("bpf_prog_test_run_init", "bpf_tcp_ca_kfunc_init"),
     # keys, ciphers and their users
-    "system_trusted_keyring_init machine_keyring_init platform_keyring_init blacklist_init init_encrypted init_root_keyring "
-    "digsig_init crypto_algapi_init blake2s_mod_init fscrypt_init "
+    *("system_trusted_keyring_init", "machine_keyring_init", "platform_keyring_init", "blacklist_init", "init_encrypted"),
+    "init_root_keyring",
+    *("digsig_init", "crypto_algapi_init", "blake2s_mod_init", "fscrypt_init"),
     # tracing and performance counters
-    "trace_eval_init init_trace_printk_function_export tracer_init_tracefs init_kprobes init_optprobes perf_event_sysfs_init "
+    *("trace_eval_init", "init_trace_printk_function_export", "tracer_init_tracefs", "init_kprobes", "init_optprobes"),
+    "perf_event_sysfs_init",
     # devices that are not looked at
-    "i8042_init atkbd_init mousedev_init add_pcspkr hpet_init hpet_late_init agp_intel_init agp_amd64_mod_init sysfb_init "
-    "vmgenid_driver_init vga_arb_device_init shpcd_init iosf_mbi_init cxl_core_init cxl_port_driver_init mcheck_init_device "
-    "acpi_processor_driver_init init_ladder ledtrig_disk_init ledtrig_panic_init "
+    *("i8042_init", "atkbd_init", "mousedev_init", "add_pcspkr", "hpet_init", "hpet_late_init", "agp_intel_init"),
+    *("agp_amd64_mod_init", "sysfb_init"),
+    *("vmgenid_driver_init", "vga_arb_device_init", "shpcd_init", "iosf_mbi_init", "cxl_core_init", "cxl_port_driver_init"),
+    "mcheck_init_device",
+    *("acpi_processor_driver_init", "init_ladder", "ledtrig_disk_init", "ledtrig_panic_init"),
     # files below /proc and /sys, and file systems, that nobody opens
-    "slab_sysfs_init dmi_id_init dmi_sysfs_init cacheinfo_sysfs_init init_clocksource_sysfs clockevents_init_sysfs "
-    "proc_kcore_init init_mqueue_fs init_hugetlbfs_fs dquot_init btree_module_init "
+    *("slab_sysfs_init", "dmi_id_init", "dmi_sysfs_init", "cacheinfo_sysfs_init", "init_clocksource_sysfs", "clockevents_init_sysfs"),
+    *("proc_kcore_init", "init_mqueue_fs", "init_hugetlbfs_fs", "dquot_init", "btree_module_init"),
     # memory, and the network
-    "hugetlb_init init_zswap ksm_init memory_tier_init mip6_init packet_init "
-).split()
+    *("hugetlb_init", "init_zswap", "ksm_init", "memory_tier_init", "mip6_init", "packet_init"),
+)
 LEAN = f"ipv6.disable=1 pnpacpi=off lsm=none initcall_blacklist={','.join(_UNUSED)}"
 """Further words for the kernel of a guest that does no more than tell what it sees: a quarter of its boot is left out, and of one that is
 emulated in an emulated host a third."""
