@@ -204,7 +204,7 @@ class Job:
             why = (Reason.ALREADY_PLACED, Reason.ALREADY_PLACED.sentence) if plan.addresses else self._why_nothing(devices)
             return self._as_it_is(Outcome.UNCHANGED, *why, plan, devices)
         if plan.placement is None:  # not even an expander is left: as it was before pcinuma, main ports included
-            return self._nothing_left()
+            return self._nothing_left(plan)
         apply_plan(self.document, self.elements, plan)
         xml = self.document.serialise()
         grouping = plan.placement.group_by
@@ -216,8 +216,8 @@ class Job:
     def _why_nothing(self, devices: Sequence[DeviceReport]) -> tuple[Reason, str]:
         return why_nothing(self.domain, devices, manager_of(self.document.root))
 
-    def _nothing_left(self) -> Result:
-        withdraw(self.document, self.domain, self.elements)
+    def _nothing_left(self, plan: Plan) -> Result:
+        withdraw(self.document, self.domain, self.elements, plan.staying)
         domain, _ = self._read(self.document)
         devices, xml = device_reports(domain, self.resolution, None), self.document.serialise()
         return Result(Outcome.PLACED, Reason.NOTHING_TO_PLACE, _NOTHING_LEFT, None, devices, xml, False, self.domain.warnings)

@@ -50,7 +50,8 @@ class Plan(NamedTuple):
     (from, to) for devices that are not passed through and sit on a port of ours. ``set_node``, ``set_hotplug``, ``gain_multifunction``:
     changes to controllers that pcinuma created. ``addresses``: source -> guest address for every device that is placed when the plan is
     carried out; ``reasons``: source -> why a device is not placed, or is placed with a remark. ``stepped_down``: why a finer grouping did
-    not fit. ``doubt``: why the firmware, or some versions of it, may not map the devices.
+    not fit. ``doubt``: why the firmware, or some versions of it, may not map the devices. ``staying``: where nothing is pcinuma's any more,
+    the sources of those that may not move.
     """
 
     placement: Optional[Placement]
@@ -65,6 +66,7 @@ class Plan(NamedTuple):
     reasons: dict[str, Reason]
     stepped_down: Optional[str]
     doubt: Optional[str] = None
+    staying: frozenset[str] = frozenset()
 
     @property
     def empty(self) -> bool:

@@ -7,6 +7,7 @@ device on one of our ports), and pcinuma's metadata element.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from functools import lru_cache
 from typing import Optional
 
@@ -55,12 +56,15 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
     metadata.write_placement(document, plan.placement)
 
 
-def withdraw(document: Document, domain: Domain, elements: Elements) -> None:
-    """Take pcinuma's placement out of ``document``: addresses as they were, controllers gone that nobody else came to sit on."""
+def withdraw(document: Document, domain: Domain, elements: Elements, staying: Container[str] = ()) -> None:
+    """Take pcinuma's placement out of ``document``: addresses as they were, controllers gone that nobody else came to sit on.
+
+    ``staying``: sources of devices that remain where they are; a controller of ours below them is the owner's from then on.
+    """
     placement = domain.placement
     if placement is None:
         return
-    back = _going_back(domain, placement)
+    back = [entry for entry in _going_back(domain, placement) if entry.source not in staying]
     returning = {entry.source for entry in back}
     others = [*domain.others, *(d.address for d in domain.devices if d.address is not None and d.source not in returning)]
     gone = removable(placement.controllers, domain.controllers, others)

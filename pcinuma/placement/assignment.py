@@ -18,7 +18,7 @@ from typing import Optional
 from pcinuma.address import PciAddress
 from pcinuma.model import Domain, MachineKind, Original, Passthrough, Placement
 from pcinuma.placement.bus_numbers import check_bus_numbers, number_expanders
-from pcinuma.placement.existing import ExistingPlacement, Locality, locality_of
+from pcinuma.placement.existing import ExistingPlacement, Locality, locality_of, must_stay
 from pcinuma.placement.grouping import Subtree, Switch, subtrees
 from pcinuma.placement.kept_apart import kept_apart
 from pcinuma.placement.layout import Layout
@@ -367,7 +367,11 @@ class Assignment:
             addresses=self.addresses,
             reasons=self.reasons,
             stepped_down=None,
+            staying=frozenset() if holds else self._staying(),
         )
+
+    def _staying(self) -> frozenset[str]:
+        return frozenset(device.source for unit in self.existing.others if must_stay(unit) for device in unit.devices)
 
     def _changed(self) -> frozenset[int]:
         """The added controllers but for those that stand already just as they are wanted."""

@@ -19,8 +19,7 @@ def with_device(source: str, address: Optional[str] = None) -> Edit:
     element = Domain().hostdev(source, address).devices[0].text()
 
     def edit(xml: bytes) -> bytes:
-        assert b"  </devices>" in xml
-        return xml.replace(b"  </devices>", element.encode() + b"  </devices>", 1)
+        return _with(xml, element)
 
     return edit
 
@@ -41,9 +40,15 @@ def with_nic_on(source: str) -> Edit:
         less, slot = _without(xml, source)
         assert slot is not None
         element = Domain().nic("%02x:%02x.%d" % slot).devices[0].text()
-        return less.replace(b"  </devices>", element.encode() + b"  </devices>", 1)
+        return _with(less, element)
 
     return edit
+
+
+def _with(xml: bytes, element: str) -> bytes:
+    """``element``, with its line, as the last one in ``<devices>``, which may be empty."""
+    end = b"  </devices>" if b"  </devices>" in xml else b"</devices>"
+    return xml.replace(end, element.encode() + end, 1)
 
 
 def _without(xml: bytes, source: str) -> tuple[bytes, Optional[Slot]]:

@@ -195,6 +195,8 @@ def without_ours(xml: bytes, foreign: AbstractSet[str] = frozenset()) -> str:
     for address in root.iter("address"):
         if address.get("type") == "pci" and int(address.get("function", "0"), 0) == 0:
             address.attrib.pop("multifunction", None)
+    if not len(root.find("devices")):
+        root.find("devices").text = None
     metadata = root.find("metadata")
     if metadata is not None:
         for element in metadata.findall(f"{NS}pcinuma"):

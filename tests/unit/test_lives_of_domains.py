@@ -316,7 +316,7 @@ class Lives(RuleBasedStateMachine):
                 found += _gaps(xml, result.xml)
             owners = address_faults(Guest.of(xml).completed())  # what the owner did to a slot
             found = [fault for fault in found if fault not in owners]
-            if ours(xml) and not ours(result.xml) and _foreign_on_ours(xml):  # ports that somebody sits on are his now
+            if ours(xml) and not ours(result.xml) and (_foreign_on_ours(xml) or _kept_on_ours(xml)):  # such ports are their owner's now
                 found = [fault for fault in found if "not ours" not in fault]
             if not self.keeps:  # devices without an address may land on an emptied port of ours, and are moved when libvirt has said so
                 found = [fault for fault in found if "lands on our expander" not in fault and "has hotplug on" not in fault]
@@ -433,6 +433,12 @@ def _foreign_on_ours(xml: bytes) -> bool:
     by_chance = [d for d in passed(xml) if d.at and d.at.bus in owned and d.source not in recorded]
     others = [e for e in guest.endpoints if e.at and e.at.bus in owned and e.element is not None and not e.name.startswith("hostdev")]
     return bool(by_chance or others)
+
+
+def _kept_on_ours(xml: bytes) -> bool:
+    """Whether a device that its owner wants kept sits on a controller of ours."""
+    kept, owned = {k.get("device") for k in etree.fromstring(xml).iterfind(f"metadata/{NS}pcinuma/{NS}keep")}, set(ours(xml))
+    return any(d.source in kept and d.at is not None and d.at.bus in owned for d in passed(xml))
 
 
 def _shown(xml: bytes, result: Result) -> str:

@@ -16,6 +16,7 @@ from tests.hosts.edits import with_device, without_device
 from tests.hosts.guard import no_real_host  # noqa: F401
 from tests.hosts.guest import Guest
 from tests.hosts.judge import judge
+from tests.hosts.keeping import kept
 from tests.hosts.libvirt_format import define, missing
 from tests.hosts.machines import MACHINES
 from tests.hosts.passthrough import NS, ours, passed
@@ -154,3 +155,24 @@ def test_two_hundred_virtio_nics_in_raw_xml_leave_room_for_two_expanders(root: P
     for _ in range(200):
         domain.nic()
     assert place(_pair(domain).raw(), Request(root=root)).outcome is Outcome.PLACED
+
+
+@pytest.mark.parametrize("replan", [False, True])
+@pytest.mark.parametrize("others", [0, 1])
+def test_a_kept_device_stays_on_a_port_of_ours_also_when_nothing_is_placed_any_more(root: Path, replan: bool, others: int) -> None:
+    """It sits on a main port, since somebody took its old place before it had to leave its expander."""
+    placed = place(two_cells().hostdev("17:00.0").formatted(), Request(root=root)).xml
+    old = re.search(rb"source='0000:17:00.0' domain='0x0000' bus='0x(..)' slot='0x(..)'", placed)
+    assert old is not None
+    occupied = with_device("18:00.0", f"{old.group(1).decode()}:{old.group(2).decode()}.0")(placed)
+    cell_gone = re.sub(rb"(<memnode [^>]*nodeset=')\d", rb"\g<1>1", occupied)
+    aside = kept(place(cell_gone, Request(root=root)).xml)
+    (at,) = [device.at for device in passed(aside) if device.source == "0000:17:00.0"]
+    assert at is not None and at.bus in ours(aside)
+    asked = aside.replace(b"<pcinuma:placement", b'<pcinuma:keep device="0000:17:00.0"/><pcinuma:placement', 1)
+    asked = asked if others else without_device("18:00.0")(asked)
+    result = place(asked, Request(root=root, replan=replan))
+    (line,) = [line for line in result.devices if line.source == "0000:17:00.0"]
+    assert (line.guest_address, line.reason) == (f"0000:{at.bus:02x}:00.0", Reason.KEPT)
+    again = place(kept(result.xml), Request(root=root, replan=replan))
+    assert again.outcome is Outcome.UNCHANGED
