@@ -46,9 +46,10 @@ def parse(xml: Union[bytes, str], subject: str) -> etree._Element:
     """The root element of ``xml``; comments, CDATA sections and processing instructions stay. Raises UnusableInput about ``subject``."""
     try:
         data = xml.encode() if isinstance(xml, str) else xml
-        if _has_doctype(data):
+        narrow = _narrow(data)
+        if _has_doctype(narrow):
             raise UnusableInput(_DECLARED, subject=subject, hint=_HINT)
-        if _is_crowded(data):
+        if _is_crowded(narrow, None if narrow is data else "utf-8"):
             raise UnusableInput(f"has more than {_MANY} attributes in an element, or namespaces", subject=subject)
         root = _tree(data) if len(data) <= _LONG else _tree_from_a_thread(data)
     except (etree.XMLSyntaxError, expat.ExpatError, ValueError) as error:
@@ -119,8 +120,19 @@ def _refuse(*_: Optional[object]) -> None:
     raise ValueError(_DECLARED)
 
 
-def _is_crowded(xml: bytes) -> bool:
-    """Whether an element of ``xml`` has too many attributes, or the whole too many namespaces. Raises ExpatError."""
+def _narrow(xml: bytes) -> bytes:
+    """``xml`` in an encoding that extends ASCII."""
+    if not xml.startswith(tuple(_WIDE)):
+        return xml
+    encoding = next(encoding for mark, encoding in _WIDE.items() if xml.startswith(mark))
+    return xml.decode(encoding, "replace").lstrip("\ufeff").encode("utf-8", "replace")
+
+
+def _is_crowded(xml: bytes, encoding: Optional[str]) -> bool:
+    """Whether an element of ``xml`` has too many attributes, or the whole too many namespaces. Raises ExpatError.
+
+    ``encoding``: whatever ``xml`` says; None: what it says.
+    """
     in_a_tag = _may_have_long_tag(xml) and any(piece.count(b"=") > _MANY for piece in xml.split(b"<"))
     if not in_a_tag and xml.count(b"xmlns") <= _MANY:
         return False
@@ -131,7 +143,7 @@ def _is_crowded(xml: bytes) -> bool:
         most = max(most, len(attributes) // 2)
         namespaces += sum([name.startswith("xmlns") for name in attributes[::2]])
 
-    parser = expat.ParserCreate()
+    parser = expat.ParserCreate(encoding)
     parser.ordered_attributes = True
     parser.StartElementHandler = start
     parser.Parse(xml, True)
@@ -151,7 +163,4 @@ def _may_have_long_tag(xml: bytes) -> bool:
 
 def _has_doctype(xml: bytes) -> bool:
     """Whether a document type declaration stands before the root element, where alone one may stand."""
-    if xml.startswith(tuple(_WIDE)):
-        encoding = next(encoding for mark, encoding in _WIDE.items() if xml.startswith(mark))
-        return _has_doctype(xml.decode(encoding, "replace").lstrip("\ufeff").encode("utf-8", "replace"))
     return xml.startswith(b"<!", len(prolog_of(xml)))

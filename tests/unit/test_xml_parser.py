@@ -179,6 +179,20 @@ def test_a_thousand_attributes_are_read_and_one_more_is_not_wherever_they_stand(
         parse(f"<d>{before}<e{''.join(attributes)}/>{after}</d>", "it")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("attribute", [" a{}='\u3c3d'", " xmlns:a{}='urn:a'"])
+@pytest.mark.parametrize("declared", [False, True])
+def test_attributes_and_namespaces_are_counted_in_every_encoding(encoding: str, attribute: str, declared: bool) -> None:
+    """Also where a character has bytes that are ``<`` and ``=`` in ASCII."""
+    attributes = [attribute.format(number) for number in range(1001)]
+    declaration = f"<?xml version='1.0' encoding='{encoding[:6].rstrip('-')}'?>" if declared else ""
+    with pytest.raises(UnusableInput, match="more than 1000 attributes|not well-formed"):
+        parse(f"{declaration}<d{''.join(attributes)}/>".encode(encoding), "it")
+    few = f"{declaration}<d{''.join(attributes[:900])}/>".encode(encoding)
+    if encoding in ("utf-8", "utf-16"):
+        assert len(parse(few, "it").attrib) + len(parse(few, "it").nsmap) == 900
+
+
 MAKERS = {"fromstring", "fromstringlist", "XML", "XMLID", "HTML", "iterparse", "iterwalk", "XMLParser", "ETCompatXMLParser", "HTMLParser"}
 MAKERS |= {"XMLPullParser", "HTMLPullParser", "XMLSchema", "DTD", "XSLT", "XInclude", "parseid", "set_default_parser", "ParserCreate"}
 OTHERS = {"xml", "expat", "pyexpat", "html5lib", "bs4"}
