@@ -41,7 +41,11 @@ def run(words: list[str], stdin: bytes, directory: Path, environment: Mapping[st
         server = _server()
         server.settimeout(timeout)
         socket.send_fds(server, [request], [file.fileno() for file in (given, out, err)])
-        code: int = json.loads(server.recv(_LONGEST))
+        try:
+            code: int = json.loads(server.recv(_LONGEST))
+        except socket.timeout:
+            _server.cache_clear()  # its answer would be taken for the next one's
+            raise
         return code, _content(out), _content(err)
 
 

@@ -186,7 +186,7 @@ def test_attributes_and_namespaces_are_counted_in_every_encoding(encoding: str, 
     """Also where a character has bytes that are ``<`` and ``=`` in ASCII."""
     attributes = [attribute.format(number) for number in range(1001)]
     declaration = f"<?xml version='1.0' encoding='{encoding[:6].rstrip('-')}'?>" if declared else ""
-    with pytest.raises(UnusableInput, match="more than 1000 attributes|not well-formed"):
+    with pytest.raises(UnusableInput, match=r"more than 1000 attributes|not well-formed"):
         parse(f"{declaration}<d{''.join(attributes)}/>".encode(encoding), "it")
     few = f"{declaration}<d{''.join(attributes[:900])}/>".encode(encoding)
     if encoding in ("utf-8", "utf-16"):
