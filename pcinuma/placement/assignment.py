@@ -391,7 +391,7 @@ class Assignment:
         for source in {**originals, **devices} if originals else devices:
             entry = originals.get(source) if source in as_placed else None
             if source in addresses:
-                found.append(entry or Original(source, () if source in existing.below else devices[source].original))
+                found.append(entry or Original(source, () if source in as_placed else devices[source].original))
             elif entry is not None and source in devices and self._is_aside(devices[source], ours):
                 found.append(entry)
         return tuple(found)
