@@ -58,7 +58,7 @@ _UNUSED = (
     # memory, and the network
     *("hugetlb_init", "init_zswap", "ksm_init", "memory_tier_init", "mip6_init", "packet_init"),
 )
-LEAN = f"ipv6.disable=1 pnpacpi=off lsm=none initcall_blacklist={','.join(_UNUSED)}"
+LEAN = f"acpi=noirq ipv6.disable=1 pnpacpi=off lsm=none initcall_blacklist={','.join(_UNUSED)}"
 """Further words for the kernel of a guest that does no more than tell what it sees: a quarter of its boot is left out, and of one that is
 emulated in an emulated host a third."""
 CMDLINE = f"{BRISK} {LEAN} pcie_ports=compat"
