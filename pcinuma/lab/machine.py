@@ -39,10 +39,10 @@ _UNUSED = (
     # BTF is parsed for the first of these.
     *("cubictcp_register", "tcp_congestion_default", "dev_map_init", "bpf_rstat_kfunc_init", "bpf_key_sig_kfuncs_init", "kfunc_init"),
     *("bpf_prog_test_run_init", "bpf_tcp_ca_kfunc_init"),
-    # keys, ciphers and their users
-    *("system_trusted_keyring_init", "machine_keyring_init", "platform_keyring_init", "blacklist_init", "init_encrypted"),
+    # keys, ciphers and their users; not system_trusted_keyring_init, without which no module loads
+    *("machine_keyring_init", "platform_keyring_init", "blacklist_init", "init_encrypted"),
     "init_root_keyring",
-    *("digsig_init", "crypto_algapi_init", "blake2s_mod_init", "fscrypt_init"),
+    *("digsig_init", "blake2s_mod_init", "fscrypt_init"),
     # tracing and performance counters
     *("trace_eval_init", "init_trace_printk_function_export", "tracer_init_tracefs", "init_kprobes", "init_optprobes"),
     "perf_event_sysfs_init",
