@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 import socket
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ CONNECTIONS_FOR_ROOT = 100
 CONNECTIONS_OF_A_USER = 250
 ACCEPTED_AT_ONCE = 64
 """Clients that are let in before the loop does something else."""
+LAST_WORDS = 10.0
+"""Seconds for which a client that gets no connection may still send."""
 COMPLAINTS_GATHER = 1.0
 """Seconds for which a user's further refusals are only counted: who floods the proxy does not flood the journal."""
 
@@ -216,11 +219,27 @@ def _run_relay(client: socket.socket, requests: socket.socket, upstream: Path, w
         libvirt = _connect(upstream, who)
         if libvirt is not None:
             Relay(client, libvirt, RequestPipe(requests, timeout), read_only=upstream.name.endswith("-ro")).run()
+        else:
+            _hang_up(client)
         status = 0
     except Exception:
         log.exception("a relay failed", uid=who.uid, client_pid=who.pid)
     finally:
         os._exit(status)
+
+
+def _hang_up(client: socket.socket) -> None:
+    """End a connection in such a way that its client hears of it. One that is about to send something, as virsh is, would be killed by
+    SIGPIPE if nobody could read any more; what it sends is thrown away until it goes, or :data:`LAST_WORDS` are over."""
+    deadline = time.monotonic() + LAST_WORDS
+    try:
+        client.shutdown(socket.SHUT_WR)
+        while (left := deadline - time.monotonic()) > 0:
+            client.settimeout(left)
+            if not client.recv(65536):
+                break
+    except OSError:
+        pass  # it is gone, or does not go
 
 
 def _close_others(kept: set[int]) -> None:
@@ -234,8 +253,7 @@ def _close_others(kept: set[int]) -> None:
 
 
 def _connect(upstream: Path, who: Credentials) -> Optional[socket.socket]:
-    """libvirt's end, connected as the client; None (and the client's connection ends) where that client is not let
-    in, or nobody is there."""
+    """libvirt's end, connected as the client; None where that client is not let in, or nobody is there."""
     try:
         who.assume()
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

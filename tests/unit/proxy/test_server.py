@@ -132,6 +132,13 @@ def test_nobody_behind_it_ends_the_clients_connection_and_nothing_else(folder: P
         assert process.poll() is None
 
 
+def test_a_client_that_gets_no_connection_hears_the_end_and_is_not_killed_by_what_it_sends(folder: Path) -> None:
+    with running("--listen", str(folder / "own"), "--upstream", str(folder / "nobody")), connected(folder / "own") as client:
+        assert client.recv(100) == b""
+        client.sendall(b"what a client sends when it does not know yet" * 100)
+        assert client.recv(100) == b""
+
+
 def test_systemd_hears_when_it_is_ready(folder: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as notified:
         notified.bind(str(folder / "notify"))
