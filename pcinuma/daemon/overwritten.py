@@ -7,8 +7,8 @@ it is done. So what was overwritten is put back: libvirt writes every version to
 (:mod:`~pcinuma.daemon.definition_files`), and of those between the one that was read and ours the last one is what everybody had
 changed until then. It is placed and defined, together with what was changed on top of ours meanwhile (:mod:`~pcinuma.domain.merge`; from
 which version that was made: :mod:`~pcinuma.daemon.stale`); and since that definition may overwrite something in its turn, this goes on
-until one did not. Each round waits longer for a quiet moment than the one before. Only while the daemon ends or is killed in those
-milliseconds is there nobody to do it.
+until one did not. Each round waits longer for a quiet moment than the one before, and where others never pause that ends after
+:data:`ROUNDS` or :data:`LONGEST`. Only while the daemon ends or is killed in those milliseconds is there nobody to do it.
 
 Where nothing tells what libvirt writes, all that can be done is to compare right before the definition, as well as that goes.
 """
@@ -21,7 +21,7 @@ from typing import Callable, NamedTuple, Optional, Sequence
 import libvirt
 
 from pcinuma.daemon.definition_files import Followed, Version
-from pcinuma.daemon.stale import Seen, Stale, made_from
+from pcinuma.daemon.stale import SEEN, Seen, Stale, made_from
 from pcinuma.domain.merge import distance, merge, same
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import summarise
@@ -31,6 +31,9 @@ from pcinuma.log import log
 ROUNDS = 50
 FIRST_PAUSE = 0.002
 LONGEST_PAUSE = 0.1
+LONGEST = 10.0
+"""Seconds for all rounds. A client that defines in a loop makes versions faster than they can be brought together: each round would have
+more of them than the one before."""
 
 Again = Callable[[bytes], bytes]
 """What to define of a definition that is another one than was thought."""
@@ -79,7 +82,7 @@ def replace_definition(
         raise
     pause = FIRST_PAUSE
     while work.at_stake:
-        if work.defines == ROUNDS:
+        if work.defines == ROUNDS or work.late:
             log.error("somebody's change was overwritten, and others come too fast to put it back", domain=followed.name)
             break
         time.sleep(pause)
@@ -120,7 +123,12 @@ class MergedChanges:
         except UnusableInput as error:
             log.error("changes cannot be brought together; the later one counts", domain=self.name, error=error.sentence())
             self.definition = theirs
-        self.seen.append(Seen(theirs, ours=False))
+        self.saw(theirs, ours=False)
+
+    def saw(self, text: bytes, *, ours: bool) -> None:
+        """That was there: somebody may have read it."""
+        self.seen.append(Seen(text, ours))
+        del self.seen[:-SEEN]
 
     def _merge(self, theirs: bytes) -> None:
         base = made_from(self.seen, theirs)
@@ -156,6 +164,7 @@ class _Work:
         self._number = number
         self._again = again
         self._merged = MergedChanges(followed.name, [Seen(before, ours=False)], again)
+        self._until = time.monotonic() + LONGEST
         self.at_stake = False
         self.lacking = False  # something was at stake
         self.defines = 0
@@ -195,10 +204,10 @@ class _Work:
         if index:
             self.at_stake = self.lacking = True
             self._take_in(versions[:index])
-            self.seen.append(Seen(ours, ours=True))
+            self._merged.saw(ours, ours=True)
             self._take_in(versions[index + 1 :])
         else:
-            self.seen.append(Seen(ours, ours=True))
+            self._merged.saw(ours, ours=True)
             self._merged.definition = ours
 
     def put_back(self) -> None:
@@ -216,8 +225,15 @@ class _Work:
             log.warning("put back without a placement", domain=self._followed.name, error=error.get_error_message())
             self.define(self._merged.definition)
 
+    @property
+    def late(self) -> bool:
+        """Whether it takes so long that it ends."""
+        return time.monotonic() > self._until
+
     def _take_in(self, versions: Sequence[Version]) -> None:
         for version in versions:
+            if self.late:
+                return
             if version.text is None:
                 log.warning("a change that was overwritten could not be read in time", domain=self._followed.name)
             else:

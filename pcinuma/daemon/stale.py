@@ -38,13 +38,14 @@ def made_from(seen: Sequence[Seen], theirs: bytes) -> Optional[bytes]:
     """The version that ``theirs`` was made from, of those that were there before, in order; None if from none of them. Raises
     UnusableInput."""
     latest = seen[-1].text
-    if parse_domain(theirs).placement is None and all(parse_domain(version.text).placement is not None for version in seen if version.ours):
+    ours = dict.fromkeys(version.text for version in seen if version.ours)
+    if parse_domain(theirs).placement is None and all(parse_domain(text).placement is not None for text in ours):
         return None
     found, least = latest, distance(latest, theirs)
-    for version in reversed(seen[:-1]):
-        differs = distance(version.text, theirs)
+    for text in dict.fromkeys(version.text for version in reversed(seen[:-1])):  # who defines in a loop makes the same over and over
+        differs = distance(text, theirs)
         if 0 < differs < least:
-            found, least = version.text, differs
+            found, least = text, differs
     return found
 
 
