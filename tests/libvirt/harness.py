@@ -106,6 +106,7 @@ class PrivateLibvirt:
     # Lifetime.
 
     def __enter__(self) -> PrivateLibvirt:
+        needs.require(unavailable())
         try:
             self._make_tree()
             self._enter_namespaces()

@@ -11,8 +11,9 @@ import libvirt
 import psutil
 import pytest
 
+from tests import needs
 from tests.hosts.machines import MACHINES
-from tests.libvirt.harness import PrivateLibvirt
+from tests.libvirt.harness import PrivateLibvirt, unavailable
 from tests.waiting import CHECKOUT, HarnessError, ended, names_below, until
 
 GUEST = """
@@ -97,6 +98,7 @@ def test_a_failing_command_says_why(libvirt_host: PrivateLibvirt) -> None:
 
 
 def test_nothing_is_left_when_the_test_process_is_killed() -> None:
+    needs.require(unavailable())
     with subprocess.Popen([sys.executable, "-c", LEFT_ALONE], cwd=CHECKOUT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         base, init = process.stdout.readline().split()
