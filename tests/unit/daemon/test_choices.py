@@ -29,6 +29,7 @@ from pcinuma.daemon.state import FILE, Record, State, from_json, load, to_json
 from pcinuma.daemon.state_file import StateFile
 from pcinuma.errors import DaemonError
 from pcinuma.settings import Adopt, Policy
+from tests import needs
 from tests.hosts.memory import MEMORY
 from tests.waiting import CHECKOUT
 
@@ -270,6 +271,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
 def test_a_choice_on_a_full_disk_is_refused_with_a_sentence_and_not_in_force(tmp_path: Path) -> None:
+    needs.require(needs.namespaces())
     folder = tmp_path / "state"
     folder.mkdir()
     script = 'mount -t tmpfs -o size=128k tmpfs "$1" && shift && exec "$@"'
