@@ -89,6 +89,8 @@ def replace_definition(
         pause = min(2 * pause, LONGEST_PAUSE)
         if work.catch_up() and pause < LONGEST_PAUSE:
             continue  # whoever never pauses does not keep it from being put back
+        if work.late:
+            continue  # not everything was taken in: to define that would take back what others changed
         if not followed.there():  # undefined meanwhile: so nobody wants it back
             break
         work.put_back()
@@ -227,7 +229,7 @@ class _Work:
 
     @property
     def late(self) -> bool:
-        """Whether it takes so long that it ends."""
+        """Whether it takes so long that it ends, with whatever is there by then."""
         return time.monotonic() > self._until
 
     def _take_in(self, versions: Sequence[Version]) -> None:

@@ -62,7 +62,7 @@ def kept_sources(domain: Domain) -> frozenset[str]:
 
 def shares_slot(domain: Domain) -> frozenset[str]:
     """Sources of host devices that share their guest slot with another: the only ones of which it matters whether they are VFs."""
-    addressed = [(d.source, d.address[:3]) for d in domain.devices if d.address is not None and d.form in _WITH_FUNCTIONS]
+    addressed = [(d.source, d.address.device) for d in domain.devices if d.address is not None and d.form in _WITH_FUNCTIONS]
     slots = {slot for _, slot in addressed}
     if len(slots) == len(addressed):
         return frozenset()  # nearly always
