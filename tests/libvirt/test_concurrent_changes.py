@@ -15,6 +15,10 @@ from typing import NamedTuple
 import libvirt
 import pytest
 
+from pcinuma.daemon import overwritten
+from pcinuma.daemon.definition_files import DefinitionFiles
+from pcinuma.daemon.overwritten import LONGEST, LONGEST_PAUSE, read, replace_definition
+from pcinuma.daemon.stale import Stale
 from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.changing_client import CONFIG, INACTIVE, disk, found_state
 from tests.libvirt.conftest import require
@@ -161,6 +165,57 @@ def test_a_change_milliseconds_after_a_define_is_there_and_the_domain_placed(
             lost.append(number)
         assert cells(xml) == ({GPU_0: 0, GPU_1: 1} if kind == "attach" and there else {GPU_0: 0})
     assert not lost or not sees_every_version(daemon), daemon.log()
+
+
+class Raced:
+    """A domain, its connection, and the clock of :mod:`pcinuma.daemon.overwritten`: somebody else changes the title right before each
+    definition of ours and in each pause, and when the longest one is reached, all the time is up."""
+
+    def __init__(self, domain: libvirt.virDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.domain = domain
+        self.titles = 0
+        self.late = False
+        self._connection = domain.connect()
+        monkeypatch.setattr(overwritten, "time", self)
+
+    def connect(self) -> Raced:
+        return self
+
+    def name(self) -> str:
+        return str(self.domain.name())
+
+    def XMLDesc(self, flags: int) -> str:
+        return str(self.domain.XMLDesc(flags))
+
+    def defineXMLFlags(self, xml: str, flags: int) -> libvirt.virDomain:
+        self.somebody_changes()
+        return self._connection.defineXMLFlags(xml, flags)
+
+    def somebody_changes(self) -> None:
+        self.titles += 1
+        self.domain.setMetadata(libvirt.VIR_DOMAIN_METADATA_TITLE, f"title {self.titles}", None, None, CONFIG)
+
+    def sleep(self, seconds: float) -> None:
+        self.somebody_changes()
+        self.late = 2 * seconds >= LONGEST_PAUSE
+
+    def monotonic(self) -> float:
+        return time.monotonic() + (2 * LONGEST if self.late else 0)
+
+
+def test_who_runs_out_of_time_takes_nothing_back(host: PrivateLibvirt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody changes a definition in a loop. When that has gone on for too long, what he made last stays, though nobody looked at it."""
+    domain = host.connect().defineXML(guest("loop", (GPU_0,)))
+    files = DefinitionFiles(lambda uuid: None, host.path("/etc/libvirt/qemu"))
+    files.watch()
+    with files.follow(domain.UUIDString(), "loop") as followed:
+        before = read(domain)
+        raced = Raced(domain, monkeypatch)
+        new = before.replace(b"</uuid>", b"</uuid><description>ours</description>", 1)
+        done = replace_definition(raced, followed, files.now(), before, new, lambda xml: xml, Stale(files))  # type: ignore[arg-type]
+    assert done is not None and done.defines == 1
+    assert raced.late and raced.titles > 5
+    assert f"<title>title {raced.titles}</title>" in domain.XMLDesc(INACTIVE)
 
 
 def test_a_failed_start_does_not_make_it_blind(host: PrivateLibvirt, daemon: RunningDaemon) -> None:
