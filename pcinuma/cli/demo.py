@@ -9,8 +9,8 @@ NAME = "demo"
 HELP = "boot a virtual two-socket host and show what a guest sees without pcinuma and with it"
 EPILOG = """\
 examples:
-  pcinuma demo --quick          half a minute: one guest on a server that was written down, no libvirt
-  sudo pcinuma demo             two minutes: two virtual hosts with libvirt and VFIO, without pcinuma and with it
+  pcinuma demo --quick          ten seconds: one guest on a server that was written down, no libvirt
+  sudo pcinuma demo             four minutes: two virtual hosts with libvirt and VFIO, without pcinuma and with it
   sudo pcinuma demo --keep      ends with a shell in the virtual host
   sudo pcinuma demo --json
 

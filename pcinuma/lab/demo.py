@@ -48,7 +48,7 @@ from pcinuma.show.screen import Screen
 
 GROUP_BY = GroupBy.SWITCH
 TIMEOUT = 1500
-_MINUTES = "about two minutes"
+_MINUTES = "about four minutes"
 _MEMORY_FOR_TWO_MIB = 5000
 
 
@@ -143,7 +143,7 @@ def _run(args: argparse.Namespace) -> int:
     if lacking:
         raise LabError("; ".join(lacking), hint="sudo ./install.sh --demo from a checkout installs what is missing")
     progress = Progress(args.json)
-    progress(f"this takes {_MINUTES} where nothing else runs; `pcinuma demo --quick` takes half a minute{_to_fetch()}")
+    progress(f"this takes {_MINUTES} where nothing else runs; `pcinuma demo --quick` takes ten seconds{_to_fetch()}")
     screen = Screen.of()
     preset = presets.two_sockets_with_switches()
     with tempfile.TemporaryDirectory(prefix="pcinuma-demo-", dir="/var/tmp") as folder:
@@ -170,7 +170,7 @@ def _run_quick(args: argparse.Namespace) -> int:
     if lacking:
         raise LabError("; ".join(lacking), hint="sudo ./install.sh --demo from a checkout installs what is missing")
     progress = Progress(args.json)
-    progress(f"this takes half a minute where nothing else runs{_to_fetch()}")
+    progress(f"this takes ten seconds where nothing else runs{_to_fetch()}")
     return quick.run(lambda scratch: kernel.fetch(_cache(scratch)), progress, Screen.of(), args.json, progress.seconds)
 
 

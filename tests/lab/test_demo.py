@@ -82,7 +82,7 @@ def ended(running: Running) -> str:
     assert out == ""
     assert not [host for host in running.hosts if host.is_running() and host.status() != psutil.STATUS_ZOMBIE]
     assert not running.scratch.exists()
-    assert "this takes about two minutes" in errors.splitlines()[0]
+    assert "this takes about four minutes" in errors.splitlines()[0]
     return errors.splitlines()[-1]
 
 
