@@ -18,8 +18,8 @@ from typing import Any, Optional
 import pytest
 
 EVERY = 20.0
-USUAL = {"unit": 0.1, "golden": 0.05, "libvirt": 0.6, "guest": 5.0, "lab": 12.0}
-BESIDE = 1.8
+USUAL = {"unit": 0.045, "golden": 0.016, "libvirt": 1.1, "guest": 5.7, "lab": 15.0, "packages": 0.13}
+BESIDE = 2.9
 """How many seconds of tests a second of a run is worth, before this run shows it."""
 ASSUMED = 15.0
 """How many seconds of a run that assumption is worth."""
