@@ -104,23 +104,38 @@ class _Merge:
                 elif content(there) != content(element):
                     self.conflicts.append(_named(path, key))
                 onto.remove(_without_tail(now.pop(key)))
+        previous = None  # what stands in ``onto`` for the last one that is there
         for key, element in new.items():
-            before, present = old.get(key), now.get(key)
-            if before is not None and content(before) == content(element):
-                continue
-            if present is None and before is not None and _is_group(element):
-                group = now[key] = self._add(onto, etree.Element(element.tag), key, new, now)  # emptied by one, altered by the other
-                self.element(before, element, group, _named(path, key))
-                if not len(group) and not group.attrib:
-                    onto.remove(now.pop(key))
-            elif present is None:
-                if before is not None:
-                    self.conflicts.append(_named(path, key))  # changed by one, removed by the other
-                now[key] = self._add(onto, _copied(element), key, new, now)
-            elif content(present) != content(element):
-                self._both(before, element, present, _named(path, key), now, key)
-                if _is_group(element) and not len(now[key]) and not now[key].attrib:  # each took something else out of it
-                    onto.remove(_without_tail(now.pop(key)))
+            self._child(old.get(key), element, onto, previous, now, key, _named(path, key))
+            previous = now.get(key, previous)
+
+    def _child(
+        self,
+        before: Optional[etree._Element],
+        theirs: etree._Element,
+        onto: etree._Element,
+        previous: Optional[etree._Element],
+        now: dict[Key, etree._Element],
+        key: Key,
+        path: str,
+    ) -> None:
+        """Do to what ``onto`` has under ``key`` what was done to ``before``, behind ``previous`` if it comes to be there by that."""
+        present = now.get(key)
+        if before is not None and content(before) == content(theirs):
+            return
+        if present is None and before is not None and _is_group(theirs):
+            group = now[key] = self._add(onto, etree.Element(theirs.tag), previous)  # emptied by one, altered by the other
+            self.element(before, theirs, group, path)
+            if not len(group) and not group.attrib:
+                onto.remove(now.pop(key))
+        elif present is None:
+            if before is not None:
+                self.conflicts.append(path)  # changed by one, removed by the other
+            now[key] = self._add(onto, _copied(theirs), previous)
+        elif content(present) != content(theirs):
+            self._both(before, theirs, present, path, now, key)
+            if _is_group(theirs) and not len(now[key]) and not now[key].attrib:  # each took something else out of it
+                onto.remove(_without_tail(now.pop(key)))
 
     def _both(
         self,
@@ -157,15 +172,8 @@ class _Merge:
             elif present is not None:
                 del onto.attrib[name]
 
-    def _add(
-        self, onto: etree._Element, new_one: etree._Element, key: Key, new: dict[Key, etree._Element], now: dict[Key, etree._Element]
-    ) -> etree._Element:
-        """Add ``new_one``, which theirs has under ``key``, behind what it stands behind there."""
-        previous = None
-        for other in new:
-            if other == key:
-                break
-            previous = now.get(other, previous)
+    def _add(self, onto: etree._Element, new_one: etree._Element, previous: Optional[etree._Element]) -> etree._Element:
+        """Add ``new_one`` behind ``previous``, else before everything else."""
         if previous is not None and previous.getparent() is onto:
             previous.addnext(new_one)
         else:
@@ -281,8 +289,8 @@ def _resolve_addresses(root: etree._Element, added: list[etree._Element]) -> Non
     if devices is None:
         return
     buses = {controller.get("index") for controller in devices.iterchildren("controller") if controller.get("type") == "pci"}
-    new = [device for device in added if device.getparent() is devices]
-    others = {_place(device) for device in _children(devices) if not any(device is other for other in new)}
+    new = dict.fromkeys(device for device in added if device.getparent() is devices)
+    others = {_place(device) for device in _children(devices) if device not in new}
     for device in new:
         address = device.find("address")
         place = _place(device)

@@ -15,7 +15,7 @@ _ENTRIES = 2048
 _LONGEST = 300
 
 
-class _Known(dict[_Spelt, _Meaning]):
+class Remembered(dict[_Spelt, _Meaning]):
     """What was asked for before; what is not there is looked up by ``dict`` itself, so that a hit costs no call of ours."""
 
     def __init__(self, meaning: Callable[[_Spelt], _Meaning]) -> None:
@@ -40,4 +40,4 @@ def _length(spelt: object) -> int:
 
 def remembered(meaning: Callable[[_Spelt], _Meaning]) -> Callable[[_Spelt], _Meaning]:
     """``meaning``, which depends on its argument alone (attributes, or a tuple with some), computed once for each that is usual."""
-    return _Known(meaning).__getitem__
+    return Remembered(meaning).__getitem__

@@ -175,13 +175,14 @@ def remove(element: etree._Element) -> None:
     """Take ``element`` out together with the white space that was put in with it."""
     parent, previous, tail = element.getparent(), element.getprevious(), element.tail
     assert parent is not None
+    alone = previous is None and element.getnext() is None  # lxml counts the children to say how many are left
     parent.remove(element)
     if previous is not None:
         previous.tail = tail
+    elif alone and tail is not None and not tail.strip():
+        parent.text = None
     else:
         parent.text = tail
-        if not len(parent) and tail is not None and not tail.strip():
-            parent.text = None
 
 
 def space_before(element: etree._Element) -> str:
