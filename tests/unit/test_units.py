@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import needs
 from tests.waiting import CHECKOUT
 
 UNITS = sorted(unit for kind in ("service", "socket", "timer") for unit in (CHECKOUT / "systemd").glob(f"*.{kind}"))
@@ -74,6 +75,7 @@ def test_the_daemon_listens_where_the_hook_asks() -> None:
 
 
 def test_the_temporary_files_are_what_systemd_understands(tmp_path: Path) -> None:
+    needs.require(needs.root() or needs.program("systemd-tmpfiles", "systemd"))
     configuration = shutil.copy(CHECKOUT / "systemd/pcinuma.tmpfiles", tmp_path / "pcinuma.conf")
     subprocess.run(["systemd-tmpfiles", "--create", f"--root={tmp_path}", configuration], check=True)
     folder = tmp_path / "run/pcinuma"

@@ -8,7 +8,6 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -299,24 +298,21 @@ def test_half_a_message_is_not_waited_for_for_ever(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.skipif(needs.other_user() is not None, reason=str(needs.other_user()))
-def test_another_user_is_refused_even_if_he_gets_to_the_socket() -> None:
+def test_another_user_is_refused_even_if_he_gets_to_the_socket(everybodys_folder: Path) -> None:
     asker = """
 import os, socket, sys
 os.setgid(65534); os.setuid(65534)
 connection = socket.socket(socket.AF_UNIX); connection.connect(sys.argv[1])
 connection.sendall(b'{"method":"io.pcinuma.Status"}' + bytes(1)); print(connection.recv(1000).decode())
 """
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder)
-        base.chmod(0o755)
-        with DaemonProcess(base, small_host(base / "host")) as daemon:
-            assert daemon.socket.stat().st_mode & 0o777 == 0o600
-            argv = [sys.executable, "-IS", "-c", asker, str(daemon.socket)]
-            shut_out = subprocess.run(argv, capture_output=True, text=True, check=False)
-            assert "PermissionError" in shut_out.stderr
-            daemon.socket.chmod(0o666)
-            refused = subprocess.run(argv, capture_output=True, text=True, check=True)
-            assert "org.varlink.service.PermissionDenied" in refused.stdout
+    with DaemonProcess(everybodys_folder, small_host(everybodys_folder / "host")) as daemon:
+        assert daemon.socket.stat().st_mode & 0o777 == 0o600
+        argv = [sys.executable, "-IS", "-c", asker, str(daemon.socket)]
+        shut_out = subprocess.run(argv, capture_output=True, text=True, check=False)
+        assert "PermissionError" in shut_out.stderr
+        daemon.socket.chmod(0o666)
+        refused = subprocess.run(argv, capture_output=True, text=True, check=True)
+        assert "org.varlink.service.PermissionDenied" in refused.stdout
 
 
 def test_what_needs_libvirt_fails_with_a_hint_while_there_is_none(daemon: DaemonProcess) -> None:

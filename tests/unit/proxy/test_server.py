@@ -85,12 +85,8 @@ def answers(path: Path) -> bool:
 
 
 @pytest.fixture
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One that every user may enter."""
-    made = tmp_path_factory.mktemp("proxy")
-    for part in (made, made.parent, made.parent.parent):
-        part.chmod(part.stat().st_mode | 0o055)
-    return made
+def folder(everybodys_folder: Path) -> Path:
+    return everybodys_folder
 
 
 def test_a_client_reaches_what_is_behind_the_proxy(folder: Path) -> None:
@@ -196,7 +192,7 @@ input()
 """
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+@pytest.mark.skipif(needs.other_user() is not None, reason=str(needs.other_user()))
 @pytest.mark.parametrize("strangers", [1, 3])
 def test_root_does_not_wait_for_the_relays_of_strangers_who_came_first(folder: Path, strangers: int) -> None:
     """A crowd of strangers' connections is there before root's, in the same queue of the kernel's."""
