@@ -203,7 +203,7 @@ def _place_once(
         return result.xml
 
     def make(new: bytes) -> Optional[Change]:
-        done = replace_definition(domain, followed, number, before, new, again, stale, lacking=meant is not None)
+        done = replace_definition(domain, followed, number, before, new, again, stale, meant)
         if done is None:
             return None
         final = replace(result, reason=Reason.RUNNING, message=Reason.RUNNING.sentence) if done.running else result

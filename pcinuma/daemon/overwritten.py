@@ -22,7 +22,7 @@ import libvirt
 
 from pcinuma.daemon.definition_files import Followed, Version
 from pcinuma.daemon.stale import SEEN, Seen, Stale, made_from
-from pcinuma.domain.merge import distance, merge, same
+from pcinuma.domain.merge import Differences, differences, merge, same
 from pcinuma.domain.read import parse_domain
 from pcinuma.domain.summary import summarise
 from pcinuma.errors import UnusableInput
@@ -56,10 +56,10 @@ def replace_definition(
     new: bytes,
     again: Again,
     stale: Stale,
-    lacking: bool = False,
+    meant: Optional[bytes] = None,
 ) -> Optional[Replaced]:
-    """Replace the definition ``before``, which was there after write ``number``, by ``new``; None if it is there no more. ``lacking``: it
-    lacks somebody's change that is in ``new``.
+    """Replace the definition ``before``, which was there after write ``number``, by ``new``; None if it is there no more. ``meant``: what
+    ``before`` was meant to be, where it lacks somebody's change that is in ``new``.
 
     Raises libvirtError where libvirt does not take ``new``.
     """
@@ -71,7 +71,7 @@ def replace_definition(
         if read(domain) != before:
             return None
         return Replaced(1, domain.connect().defineXMLFlags(new.decode(), 0).ID() != -1)
-    work = _Work(domain, followed, number, before, again)
+    work = _Work(domain, followed, number, before, meant, again)
     if work.catch_up():
         return None
     try:
@@ -95,7 +95,7 @@ def replace_definition(
             break
         work.put_back()
     if not work.at_stake:
-        stale.defined(followed, work.seen, work.ours_number, lacking=lacking or work.lacking)
+        stale.defined(followed, work.seen, work.ours_number, lacking=meant is not None or work.lacking)
     return Replaced(work.defines, work.running, work.ours_number if work.seen[-1].ours else None)
 
 
@@ -106,11 +106,12 @@ def read(domain: libvirt.virDomain) -> bytes:
 
 
 class MergedChanges:
-    """What everybody's changes come to. ``definition``: that; ``seen``: the versions that were there, of which the last is there now."""
+    """What everybody's changes come to. ``definition``: that; ``seen``: the versions that were there, of which the last is there now.
+    ``meant``: what that one was meant to be, if something else."""
 
-    def __init__(self, name: str, seen: Sequence[Seen], again: Again) -> None:
+    def __init__(self, name: str, seen: Sequence[Seen], again: Again, meant: Optional[bytes] = None) -> None:
         self.name = name
-        self.definition = seen[-1].text
+        self.definition = seen[-1].text if meant is None else meant
         self.seen = list(seen)
         self._again = again
 
@@ -160,12 +161,14 @@ def mended(name: str, seen: Sequence[Seen], since: Sequence[bytes], again: Again
 class _Work:
     """``at_stake``: what is wanted is not what is there."""
 
-    def __init__(self, domain: libvirt.virDomain, followed: Followed, number: int, before: bytes, again: Again) -> None:
+    def __init__(
+        self, domain: libvirt.virDomain, followed: Followed, number: int, before: bytes, meant: Optional[bytes], again: Again
+    ) -> None:
         self._connection = domain.connect()
         self._followed = followed
         self._number = number
         self._again = again
-        self._merged = MergedChanges(followed.name, [Seen(before, ours=False)], again)
+        self._merged = MergedChanges(followed.name, [Seen(before, ours=False)], again, meant)
         self._until = time.monotonic() + LONGEST
         self.at_stake = False
         self.lacking = False  # something was at stake
@@ -244,12 +247,11 @@ class _Work:
 
 
 def _index_of(before: bytes, sent: bytes, versions: Sequence[Version]) -> int:
-    """Which of the versions libvirt made of what was sent: the first in which everything is done that leads to it from ``before``.
-    Libvirt adds to what it is sent, and whoever built on ours comes after it."""
+    """Which of the versions libvirt made of what was sent: the first of those that come nearest to it. Libvirt adds to what it is sent;
+    what was defined before ours lacks something of it, or has something that ours took out or overwrote; what was built on ours comes after
+    it and is farther off."""
     if len(versions) == 1:
         return 0
-    for index, version in enumerate(versions):
-        if version.text is not None and same(merge(before, sent, version.text).xml, version.text):
-            return index
-    distances = [distance(sent, version.text) if version.text is not None else len(sent) for version in versions]
-    return distances.index(min(distances))
+    missed = Differences(len(sent), 0, 0)
+    found = [differences(before, sent, version.text) if version.text is not None else missed for version in versions]
+    return found.index(min(found))

@@ -6,8 +6,8 @@ alters it and defines that, would take the change back without knowing. So what 
 the one that differs least from it. Two are special:
 
 * A version that says exactly what an older one says was made by taking something back (``detach-device``), from the latest.
-* A version that has none of our placement, where all of ours have it, was made from none that we had a part in; nothing was hidden
-  from its author, and it counts as it is.
+* A version that has none of our placement, where all of ours have it (or, where none of them is known, what we began with), was made from
+  none that we had a part in; nothing was hidden from its author, and it counts as it is.
 
 That is looked at for as long as something is being put back, and :data:`HORIZON` seconds longer.
 """
@@ -38,7 +38,7 @@ def made_from(seen: Sequence[Seen], theirs: bytes) -> Optional[bytes]:
     """The version that ``theirs`` was made from, of those that were there before, in order; None if from none of them. Raises
     UnusableInput."""
     latest = seen[-1].text
-    ours = dict.fromkeys(version.text for version in seen if version.ours)
+    ours = dict.fromkeys(version.text for version in seen if version.ours) or (seen[0].text,)
     if parse_domain(theirs).placement is None and all(parse_domain(text).placement is not None for text in ours):
         return None
     found, least = latest, distance(latest, theirs)

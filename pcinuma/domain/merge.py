@@ -81,6 +81,19 @@ def distance(one: bytes, other: bytes) -> int:
     return _distance(Document(one).root, Document(other).root)
 
 
+class Differences(NamedTuple):
+    """How many things of what was wanted are not there, how many are still there that it no longer has, and how many are there besides."""
+
+    lacking: int
+    left: int
+    besides: int
+
+
+def differences(base: bytes, wanted: bytes, there: bytes) -> Differences:
+    """How far ``there`` is from ``wanted``, which was made from ``base``. Raises UnusableInput."""
+    return _differences(Document(base).root, Document(wanted).root, Document(there).root)
+
+
 class _Merge:
     def __init__(self) -> None:
         self.conflicts: list[str] = []
@@ -119,7 +132,7 @@ class _Merge:
         key: Key,
         path: str,
     ) -> None:
-        """Do to what ``onto`` has under ``key`` what was done to ``before``, behind ``previous`` if it comes to be there by that."""
+        """Do to what ``onto`` has under ``key`` what was done to ``before``; what it has not goes behind ``previous``."""
         present = now.get(key)
         if before is not None and content(before) == content(theirs):
             return
@@ -210,6 +223,22 @@ def _distance(one: etree._Element, other: etree._Element) -> int:
         1 if key not in mine or key not in its else 0 if content(mine[key]) == content(its[key]) else _distance(mine[key], its[key])
         for key in {*mine, *its}
     )
+
+
+def _differences(base: Optional[etree._Element], wanted: etree._Element, there: etree._Element) -> Differences:
+    old, new, now = _by_key(base) if base is not None else {}, _by_key(wanted), _by_key(there)
+    lacking = sum(there.get(name) != value for name, value in wanted.attrib.items())
+    besides = sum(name not in wanted.attrib for name in there.attrib) + sum(key not in new for key in now)
+    left = sum(key not in new and key in now for key in old)
+    if _text(wanted) != _text(there):
+        lacking, besides = lacking + bool(_text(wanted)), besides + bool(_text(there))
+    for key, element in new.items():
+        if key not in now:
+            lacking += 1
+        elif content(element) != content(now[key]):
+            below = _differences(old.get(key), element, now[key])
+            lacking, left, besides = lacking + below.lacking, left + below.left, besides + below.besides
+    return Differences(lacking, left, besides)
 
 
 def _children(element: etree._Element) -> Iterable[etree._Element]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pcinuma.domain.merge import distance, merge, same
+from pcinuma.domain.merge import differences, distance, merge, same
 
 TARGETS = [f"vd{letter}" for letter in "abcdefgh"]
 MACS = [f"52:54:00:00:00:{number:02x}" for number in range(8)]
@@ -172,6 +172,14 @@ def test_the_distance_is_nothing_only_between_what_says_the_same(one: Guest, cha
     assert (distance(one.xml(), other.xml()) == 0) == (sorted_guest(one) == sorted_guest(other))
     assert distance(one.xml(), other.xml()) == distance(other.xml(), one.xml())
     assert same(one.xml(), one.xml().replace(b"\n", b"\n\n"))
+
+
+@given(base=guests(), changes=SEVERAL, more=SEVERAL)
+def test_nothing_is_nearer_to_what_was_wanted_than_that(base: Guest, changes: list[Change], more: list[Change]) -> None:
+    wanted = done(base, changes, 1)
+    other = done(wanted, more, 50)
+    assert differences(base.xml(), wanted.xml(), wanted.xml()) == (0, 0, 0)
+    assert (differences(base.xml(), wanted.xml(), other.xml()) == (0, 0, 0)) == (sorted_guest(wanted) == sorted_guest(other))
 
 
 def sorted_guest(guest: Guest) -> dict[str, object]:
