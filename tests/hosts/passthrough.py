@@ -137,7 +137,7 @@ def cells_for(xml: bytes, host: Host, node: int) -> set[int]:
     }
     if len(by_memory) == 1:
         return by_memory
-    local = cpu_set(host.nodes[node].cpus)
+    local = cpu_set(host.nodes[node].cpus) - host.offline_cpus
     pins = {int(p.get("vcpu")): nodeset(p.get("cpuset")) for p in root.findall("cputune/vcpupin")}
     by_cpu = {cell for cell, cpus in cells.items() if cpus and any(pins.get(vcpu, set()) & local for vcpu in nodeset(cpus))}
     return by_cpu or (by_memory if len(by_memory) > 1 else set())

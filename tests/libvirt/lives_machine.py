@@ -76,7 +76,7 @@ SETTINGS = {
 @dataclass
 class Life:
     """A domain. ``file``: what its owner defined it from; ``xml``: the definition after the last step; ``owners``: what it would be without
-    us, and ``exact`` unless devices came or went since we placed it; ``homes``: where its devices belonged after the last step.
+    us, and ``exact`` unless devices came or went since we placed it; ``homes``: where its devices belonged when they were last dealt with.
 
     What the step at hand did to it: ``before``, the definition as the owner left it (None: he did nothing), and ``certain`` unless we may
     have placed it in between; ``asked``: a person asked for its placement, for one ``afresh`` or for none (``reverted``).
@@ -593,6 +593,7 @@ class Lives(RuleBasedStateMachine):
             found += self._undone(life, after) if ours(before.encode()) else self._same(life, before, after)
         elif not (life.asked or (allowed and self.world.watched)) or policy == "off" or life.saved:
             found += self._same(life, before, after)
+            now = life.homes  # what changed meanwhile counts when it is dealt with again
         else:
             found += self._placed(life, before, after, policy, now)
         if status is not None:
