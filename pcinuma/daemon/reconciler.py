@@ -247,10 +247,14 @@ class Reconciler:
         task.add_done_callback(lambda _: self._checks.pop(uuid))
 
     async def _check(self, uuid: str, known: Known) -> None:
+        number = self._files.now()
         try:
             same = fingerprint(await self._in_thread(read, known.domain)) == known.settled[0]
         except libvirt.libvirtError:
             same = False  # a look knows what to do about it
+        if number is not None:
+            self._files.now()
+            same = same and self._files.last(uuid) <= number  # what was written meanwhile may have come after the reading
         if not same and self.known.get(uuid) is known:
             known.changed = True
             self._want_debounced(uuid, known)

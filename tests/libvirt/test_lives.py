@@ -36,8 +36,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
 
 
 def live(world: World, lives: int, steps: int) -> None:
+    """Each life by itself, with the shortest one before it: what is drawn next hangs on what a busy machine made of the steps before, and
+    hypothesis does not let the lives of one run differ where they began alike."""
     machine = type("LivesHere", (Lives,), {"world": world})
-    run_state_machine_as_test(machine, settings=settings(max_examples=lives, stateful_step_count=steps, **SHARED))
+    for _ in range(lives):
+        run_state_machine_as_test(machine, settings=settings(max_examples=2, stateful_step_count=steps, **SHARED))
 
 
 BECOMES: dict[str, tuple[str, bool]] = {
