@@ -149,7 +149,7 @@ class World:
         """The errors in the daemon's log since this was last asked."""
         log = self.daemon.log()
         new, self._read = log[self._read :], len(log)
-        return [line for line in new.splitlines() if re.search(r"\berror\b(?!=)|critical|Traceback|Error:|Exception", line)]
+        return [line for line in new.splitlines() if re.search(r"^\S+Z error |critical|Traceback|Error:|Exception", line)]
 
     # The host and its configuration.
 

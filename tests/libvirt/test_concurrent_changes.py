@@ -116,7 +116,8 @@ def test_no_change_of_several_clients_is_lost(host: PrivateLibvirt, daemon: Runn
 def test_none_of_ten_thousand_changes_is_lost(host: PrivateLibvirt, daemon: RunningDaemon, tmp_path: Path) -> None:
     figures = change_all_the_time(host, daemon, tmp_path / "changes", clients=4, changes=10000, seed=2, kinds="all")
     report(figures)
-    assert not figures.lost or not sees_every_version(daemon), "\n".join([*figures.lost, daemon.log()])
+    told = 0 if sees_every_version(daemon) else daemon.log().count("could not be read in time")
+    assert len(figures.lost) <= told, "\n".join([*figures.lost, daemon.log()])
 
 
 def test_eight_attaches_in_a_row_are_all_there_and_placed(host: PrivateLibvirt, daemon: RunningDaemon) -> None:

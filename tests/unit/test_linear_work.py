@@ -21,6 +21,7 @@ import pytest
 from pcinuma import engine
 from pcinuma.daemon import mdevs, pools
 from pcinuma.domain.merge import differences, distance, merge, same
+from pcinuma.domain.read import parse_domain
 from pcinuma.domain.remembered import Remembered
 from pcinuma.domain.summary import summarise
 from pcinuma.domain.xml import Document
@@ -159,6 +160,7 @@ WORK: dict[str, Callable[[bytes, Path], Any]] = {
     "serialise": lambda xml, _: Document(xml).serialise(),
     "summary": lambda xml, _: summarise(xml),
     "networks and mdevs": lambda xml, _: (pools.networks(xml), mdevs.uuids(xml)),
+    "parse": lambda xml, _: parse_domain(xml),
     "compare": lambda xml, _: (same(xml, xml + b"\n"), distance(xml, PLAIN.raw()), differences(PLAIN.raw(), xml, PLAIN.raw())),
     "merge": lambda xml, _: _merged(xml),
 }
