@@ -16,7 +16,7 @@ from lxml import etree
 from pcinuma.address import PciAddress
 from pcinuma.domain import metadata
 from pcinuma.domain.address import attributes_of
-from pcinuma.domain.ownership import removable
+from pcinuma.domain.ownership import is_main_port, removable
 from pcinuma.domain.read import Elements
 from pcinuma.domain.usable_address import UsableAddresses, takes_devices
 from pcinuma.domain.xml import Document, append, child, insert_after, insert_first, remove, space_before
@@ -59,15 +59,19 @@ def apply_plan(document: Document, elements: Elements, plan: Plan) -> None:
 def withdraw(document: Document, domain: Domain, elements: Elements, staying: Container[str] = ()) -> None:
     """Take pcinuma's placement out of ``document``: addresses as they were, controllers gone that nobody else came to sit on.
 
+    A passthrough device that libvirt put below one of our expanders (no record says that pcinuma did) is left to libvirt once more.
     ``staying``: sources of devices that remain where they are; a controller of ours below them is the owner's from then on.
     """
     placement = domain.placement
     if placement is None:
         return
     back = [entry for entry in _going_back(domain, placement) if entry.source not in staying]
-    returning = {entry.source for entry in back}
-    others = [*domain.others, *(d.address for d in domain.devices if d.address is not None and d.source not in returning)]
+    by_chance = _below_by_chance(domain, placement, staying)
+    leaving = {entry.source for entry in back} | by_chance
+    others = [*domain.others, *(d.address for d in domain.devices if d.address is not None and d.source not in leaving)]
     gone = removable(placement.controllers, domain.controllers, others)
+    for source in by_chance:
+        set_address(elements.devices[source], None, None)
     _restore_addresses(domain, elements, back, others, gone)
     for index in sorted(gone):
         remove(elements.controllers[index])
@@ -88,6 +92,24 @@ def _going_back(domain: Domain, placement: Placement) -> list[Original]:
         and device.address is not None
         and (device.address.bus in placement.controllers or (device.address.bus == 0 and metadata.original_address(entry) in ours - {None}))
     ]
+
+
+def _below_by_chance(domain: Domain, placement: Placement, staying: Container[str]) -> set[str]:
+    """The devices below expanders of ours that pcinuma did not put there and whose owner did not say that they stay, nor anything else in
+    their slot."""
+    recorded = {entry.source for entry in placement.devices}
+    below = {index for index in placement.controllers if not is_main_port(domain.controllers[index])}
+    stays = domain.keep | domain.overridden
+    slots = {d.address.device for d in domain.devices if d.address is not None and d.source in stays}
+    return {
+        d.source
+        for d in domain.devices
+        if d.address is not None
+        and d.address.bus in below
+        and d.address.device not in slots
+        and d.source not in recorded
+        and d.source not in staying
+    }
 
 
 def _restore_addresses(domain: Domain, elements: Elements, back: list[Original], others: list[PciAddress], gone: set[int]) -> None:

@@ -43,12 +43,17 @@ def as_made(placement: Placement, controllers: Mapping[int, Controller], machine
             if above is not None:
                 if above in _BELOW.get(model, ()):
                     ours[index] = model
-            elif address.bus == 0 and model == "pcie-root-port":
+            elif is_main_port(controller):
                 main_ports.append(index)
     if len(ours) == len(placement.controllers):
         return placement
     kept = sorted([*ours, *main_ports]) if ours else []
     return placement._replace(controllers=tuple(kept))
+
+
+def is_main_port(controller: Controller) -> bool:
+    """Whether a controller is a root port of the main root."""
+    return controller.model == "pcie-root-port" and controller.address is not None and controller.address.bus == 0
 
 
 def removable(candidates: Iterable[int], controllers: Mapping[int, Controller], others: Iterable[PciAddress]) -> set[int]:

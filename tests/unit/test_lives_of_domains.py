@@ -26,7 +26,7 @@ from tests.hosts.build import ENDPOINT, INHERIT, Function, Host
 from tests.hosts.domains import Domain
 from tests.hosts.edits import with_device
 from tests.hosts.guard import no_real_host  # noqa: F401
-from tests.hosts.guest import Guest, Slot
+from tests.hosts.guest import PORTS, Guest, Slot
 from tests.hosts.judge import QEMU, faults, without_ours
 from tests.hosts.keeping import kept
 from tests.hosts.memory import MEMORY
@@ -97,7 +97,24 @@ class Lives(RuleBasedStateMachine):
     @rule(data=st.data(), gone=st.integers(0, 3), new=st.integers(0, 3))
     def change_devices(self, data: st.DataObject, gone: int, new: int) -> None:
         """Devices taken out and others put in, in one definition."""
-        root = etree.fromstring(self.xml)
+        self._redefine(self._with_other_devices(self.xml, data, gone, new))
+
+    @precondition(lambda self: self.keeps)
+    @rule(data=st.data(), gone=st.integers(0, 3), new=st.integers(0, 3))
+    def change_devices_while_it_is_left_alone(self, data: st.DataObject, gone: int, new: int) -> None:
+        """A domain that is disabled and has no port to spare: libvirt puts what comes on an emptied port of ours. A revert may be next."""
+        xml = self._with_other_devices(self.xml, data, gone, 0)
+        guest, mine = Guest.of(xml), ours(xml)
+        nics = sum(c.model in PORTS and not guest.used(c.index) and c.index not in mine for c in guest.controllers.values())
+        element = Domain().nic().devices[0].text().encode()
+        xml = kept(xml.replace(b"  </devices>", nics * element + b"  </devices>", 1))
+        xml = kept(self._with_other_devices(xml, data, 0, new))
+        self._note_given(xml)
+        self._can_be_taken_back(xml, f"left alone:\n{xml.decode()}")
+        self.xml = xml
+
+    def _with_other_devices(self, xml: bytes, data: st.DataObject, gone: int, new: int) -> bytes:
+        root = etree.fromstring(xml)
         here = [d for d in passed(root) if d.form == "hostdev-pci"]
         for device in data.draw(st.lists(st.sampled_from(here), max_size=gone, unique_by=id), "gone") if here else ():
             root.find("devices").remove(device.element)
@@ -105,7 +122,7 @@ class Lives(RuleBasedStateMachine):
         xml = etree.tostring(root) + b"\n"
         for source in self._unused(xml, data, new):
             xml = with_device(source)(xml)
-        self._redefine(xml)
+        return xml
 
     @rule()
     def add_a_nic(self) -> None:
@@ -356,6 +373,8 @@ class Lives(RuleBasedStateMachine):
     def _can_be_taken_back(self, xml: bytes, told: str) -> None:
         back = revert(xml).xml
         assert not ours(back) and placement(back) is None, told
+        left = [index for index in ours(xml) if index in Guest.of(back).controllers and Guest.of(back).controllers[index].expander]
+        assert not left or _emulated_on_ours(xml) or _kept_on_ours(xml), f"taken back, and yet there are expanders {left}\n{told}"
         assert _text(without_ours(back)) == _text(without_ours(xml)) or _foreign_on_ours(xml), told
         guest = Guest.of(back)
         if not guest.express:
@@ -430,11 +449,16 @@ def _text(xml: str) -> str:
 
 def _foreign_on_ours(xml: bytes) -> bool:
     """Whether something sits on a controller of ours that pcinuma did not put there."""
-    guest, owned, element = Guest.of(xml), set(ours(xml)), placement(xml)
+    owned, element = set(ours(xml)), placement(xml)
     recorded = {entry.get("source") for entry in element.findall(f"{NS}device")} if element is not None else set()
     by_chance = [d for d in passed(xml) if d.at and d.at.bus in owned and d.source not in recorded]
-    others = [e for e in guest.endpoints if e.at and e.at.bus in owned and e.element is not None and not e.name.startswith("hostdev")]
-    return bool(by_chance or others)
+    return bool(by_chance) or _emulated_on_ours(xml)
+
+
+def _emulated_on_ours(xml: bytes) -> bool:
+    """Whether an emulated device sits on a controller of ours."""
+    endpoints, owned = Guest.of(xml).endpoints, set(ours(xml))
+    return any(e.at and e.at.bus in owned and e.element is not None and not e.name.startswith("hostdev") for e in endpoints)
 
 
 def _says_several(xml: bytes, source: str) -> bool:

@@ -52,6 +52,20 @@ def test_a_vacated_address_that_an_emulated_device_took_is_not_given_twice(tmp_p
     assert not any(b"bus='" + bus + b"'" in address for address in _guest_addresses(taken_back))
 
 
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_device_that_libvirt_put_on_an_emptied_port_of_ours_leaves_it(keep: bool, tmp_path: Path) -> None:
+    """Attached while the domain was disabled, say, when no port of the main root was free: pcinuma has no record of it."""
+    placed = _placed(two_sockets().write(tmp_path))
+    source = b"bus='%s' slot='0x00' function='0x0'/>\n      </source>"
+    attached = placed.replace(source % b"0x17", source % b"0x65")
+    assert attached != placed
+    if keep:
+        attached = attached.replace(b"<pcinuma:placement", b"<pcinuma:keep device='0000:65:00.0'/><pcinuma:placement")
+    back = revert(attached).xml
+    assert (b"pcie-expander-bus" in back) is keep
+    assert len(_guest_addresses(back)) == (2 if keep else 1)
+
+
 @pytest.mark.parametrize("stood", ["", "  <metadata/>\n", "  <metadata>\n    <p:pcinuma xmlns:p='urn:pcinuma:domain:1'/>\n  </metadata>\n"])
 def test_metadata_that_was_empty_is_so_again_and_what_was_not_there_is_gone(stood: str, tmp_path: Path) -> None:
     root = two_sockets().write(tmp_path)
