@@ -44,7 +44,11 @@ def without_daemon(*, write: bool) -> Iterator[WithoutDaemon]:
         if write:
             stack.callback(os.close, lock.take(folder, _AGAIN))
         opened = stack.enter_context(connection(write=write))
-        yield WithoutDaemon(opened, folder, state.load(folder) if write else _seen(folder), write=write)
+        files = DefinitionFiles(lambda uuid: None)
+        stack.callback(files.close)
+        if write:
+            files.watch()
+        yield WithoutDaemon(opened, folder, state.load(folder) if write else _seen(folder), files, write=write)
 
 
 def _seen(folder: Path) -> Optional[State]:
@@ -64,16 +68,13 @@ def _seen(folder: Path) -> Optional[State]:
 class WithoutDaemon:
     """See :class:`~pcinuma.cli.definition.Backend`. ``known``: the state, None where it is not known, and then nothing is written."""
 
-    def __init__(self, opened: Any, folder: Path, known: Optional[State], *, write: bool) -> None:
+    def __init__(self, opened: Any, folder: Path, known: Optional[State], files: DefinitionFiles, *, write: bool) -> None:
         self._opened = opened
         self._folder = folder
         self._known = known
         self._write = write
         self._settings = load_settings(host_root())
         self._pools = Pools(host_root())
-        files = DefinitionFiles(lambda uuid: None)
-        if write:
-            files.watch()
         self._definitions = Definitions.of(files)
 
     def names(self) -> list[str]:

@@ -14,12 +14,15 @@ Writes are numbered in the order in which libvirt made them. A call of :meth:`De
 to something counts every write before that answer. The text of a version is what ``XMLDesc`` with INACTIVE and SECURE says at that
 moment, passwords included (measured), but for the warning on top; it is kept only of domains that are followed.
 
-Without that folder (libvirt on another machine, or not installed yet) there is nothing to watch.
+Without that folder (libvirt on another machine, or not installed yet) there is nothing to watch. Where it is there and the kernel watches
+nothing for us (a machine has a limited number of inotify instances), that is tried again and again, and until then the folder's own time
+says that something was written (:meth:`DefinitionFiles.watch_again`).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import select
 import threading
 from collections import OrderedDict
@@ -106,10 +109,9 @@ class DefinitionFiles:
         self._forgotten = 0
         self._untold = 0
         self._followed: dict[str, list[Followed]] = {}
-        try:
-            self._watch = open_watch()
-        except OSError as error:
-            log.warning("definitions cannot be watched", error=error.strerror)
+        self._folder_changed: Optional[int] = None
+        self._refused: Optional[str] = None
+        self._woken_by: Optional[tuple[int, int]] = None  # a pipe that ends what reads at once
 
     @property
     def kind(self) -> Optional[str]:
@@ -118,15 +120,22 @@ class DefinitionFiles:
 
     def watch(self) -> None:
         """Watch from now on. Called again and again, since the folder may come later, or another in its place."""
-        if self._watch is None:
-            return
         try:
             status = self.folder.stat()
         except OSError:
-            self._watched = None
+            self._watched = self._refused = None
             return
-        if self._watched == (status.st_dev, status.st_ino) or not self._watch.mark(self.folder):
+        if self._watched == (status.st_dev, status.st_ino):
             return
+        if self._folder_changed is None:
+            self._folder_changed = status.st_mtime_ns
+        try:
+            self._watch = self._watch or open_watch()
+            self._watch.mark(self.folder)
+        except OSError as error:
+            self._refused_because(error.strerror or str(error))
+            return
+        self._refused = None
         with self.lock:
             self._number += 1
             self._last.clear()
@@ -141,28 +150,71 @@ class DefinitionFiles:
         if loop is not None:
             self._loop, self._thread = loop, threading.get_ident()
         if not self._watch.lossless:
-            threading.Thread(target=self._read_at_once, name="definition-files", daemon=True).start()
+            self._woken_by = os.pipe()
+            threading.Thread(target=self._read_at_once, args=(self._watch, self._woken_by), name="definition-files", daemon=True).start()
         elif loop is not None:
             loop.add_reader(self._watch.fileno(), self.now)
 
+    def watch_again(self) -> bool:
+        """Where the kernel watched nothing before, try again; return whether anything may have been written that nobody heard of."""
+        if self.kind is not None or self._blind:
+            return False
+        self.watch()
+        if self.kind is not None:
+            return True
+        try:
+            changed = self.folder.stat().st_mtime_ns  # each of libvirt's writes renames a file in it
+        except OSError:
+            return False
+        before, self._folder_changed = self._folder_changed, changed
+        return before not in (None, changed)
+
+    def _refused_because(self, why: str) -> None:
+        if why != self._refused:
+            log.warning("definitions cannot be watched", folder=str(self.folder), error=why)
+        self._watched, self._refused = None, why
+
+    @property
+    def problem(self) -> Optional[str]:
+        """What a person should know about the watching, and what to do."""
+        if self._refused is None or self.kind is not None:
+            return None
+        return (
+            f"libvirt's definitions in {self.folder} cannot be watched ({self._refused}): what is changed while pcinuma changes the same"
+            " domain may be lost, and changes without an event are seen a moment later; raise fs.inotify.max_user_instances (sysctl)"
+        )
+
     def forget(self) -> None:
         """The connection is gone; the next libvirt may be another one."""
-        self._watched, self._blind = None, False
+        self._watched, self._blind, self._folder_changed = None, False, None
 
-    def _read_at_once(self) -> None:
-        assert self._watch is not None
+    def close(self) -> None:
+        """Watch nothing any more, for good. For who has no event loop."""
+        with self.lock:
+            watch, self._watch, self._watched = self._watch, None, None
+        if watch is None:
+            return
+        if self._woken_by is not None:
+            os.write(self._woken_by[1], b"\0")  # who reads closes it
+        else:
+            watch.close()
+
+    def _read_at_once(self, watch: Watch, woken_by: tuple[int, int]) -> None:
         poll = select.poll()
-        poll.register(self._watch.fileno(), select.POLLIN)
-        while True:
-            poll.poll()
+        poll.register(watch.fileno(), select.POLLIN)
+        poll.register(woken_by[0], select.POLLIN)
+        while woken_by[0] not in [descriptor for descriptor, _ in poll.poll()]:
             self.now()
+        watch.close()
+        for end in woken_by:
+            os.close(end)
 
     def now(self) -> Optional[int]:
         """The number of the last write of all; None if definitions are not watched."""
-        if self.kind is None:
-            return None
-        assert self._watch is not None
         with self.lock:
+            if self.kind is None:
+                return None
+            assert self._watch is not None
             for written in self._watch.read():
                 self._heard(written)
             return self._number
@@ -183,9 +235,13 @@ class DefinitionFiles:
                 self._forgotten = max(self._forgotten, self._last.popitem(last=False)[1])
             concerned = self._followed.get(uuid, [])
         else:
-            concerned = [followed for every in self._followed.values() for followed in every if name in (None, followed.name)]
-            for followed in concerned:
-                self._last[followed.uuid] = self._number
+            everybody = [followed for every in self._followed.values() for followed in every]
+            concerned = [followed for followed in everybody if name in (None, followed.name)]
+            others = {followed.uuid: self.last(followed.uuid) for followed in everybody}
+            self._last.clear()
+            self._last.update(others)
+            self._last.update((followed.uuid, self._number) for followed in concerned)
+            self._forgotten = self._number  # it may have been any of those that are not followed
         for followed in concerned:
             followed.add(Version(self._number, text), written.identity)
         if threading.get_ident() == self._thread:

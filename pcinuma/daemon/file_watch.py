@@ -53,11 +53,14 @@ class Watch(Protocol):
 
     def fileno(self) -> int: ...
 
-    def mark(self, folder: Path) -> bool:
-        """Watch this folder too; False if it is not there. Marking it again costs nothing."""
+    def mark(self, folder: Path) -> None:
+        """Watch this folder too. Marking it again costs nothing. Raises OSError where that is refused."""
 
     def read(self) -> Iterator[Written]:
         """What was written since, in order; does not wait."""
+
+    def close(self) -> None:
+        """Watch nothing any more."""
 
 
 def open_watch() -> Watch:
@@ -88,9 +91,12 @@ class Fanotify:
     def fileno(self) -> int:
         return self._group
 
-    def mark(self, folder: Path) -> bool:
+    def mark(self, folder: Path) -> None:
         mask = _FAN_CLOSE_WRITE | _FAN_EVENT_ON_CHILD
-        return bool(self._libc.fanotify_mark(self._group, _FAN_MARK_ADD | _FAN_MARK_ONLYDIR, mask, _AT_FDCWD, os.fsencode(folder)) == 0)
+        _checked(self._libc.fanotify_mark(self._group, _FAN_MARK_ADD | _FAN_MARK_ONLYDIR, mask, _AT_FDCWD, os.fsencode(folder)))
+
+    def close(self) -> None:
+        os.close(self._group)
 
     def read(self) -> Iterator[Written]:
         while True:
@@ -120,11 +126,13 @@ class Inotify:
     def fileno(self) -> int:
         return self._queue
 
-    def mark(self, folder: Path) -> bool:
-        watch = self._libc.inotify_add_watch(self._queue, os.fsencode(folder), _IN_CREATE | _IN_CLOSE_WRITE)
-        if watch >= 0:
-            self._folders[watch] = folder
-        return bool(watch >= 0)
+    def mark(self, folder: Path) -> None:
+        self._folders[_checked(self._libc.inotify_add_watch(self._queue, os.fsencode(folder), _IN_CREATE | _IN_CLOSE_WRITE))] = folder
+
+    def close(self) -> None:
+        os.close(self._queue)
+        for file in list(self._held):
+            self._let_go(file)
 
     def read(self) -> Iterator[Written]:
         while True:

@@ -28,7 +28,7 @@ class Known:
 
     ``state``: as ``virsh domstate`` says it. ``owner``: the policy in its own metadata. ``absent``: whether it waits for a device.
     ``changed``: somebody changed its definition since the last look. ``looked_at``: the number of libvirt's write that the last look was at
-    (:mod:`~pcinuma.daemon.definition_files`); ``noted``: the one that a look is due for. ``debounce``: the latest changes;
+    (:mod:`~pcinuma.daemon.definition_files`); ``noted``: the one that a look is due for, or began after. ``debounce``: the latest changes;
     ``debounce_timer``: set while their end is waited for. ``prefetched``: what libvirt was asked when it last said that the domain was
     defined. ``own_events``: definitions of our own that libvirt has yet to tell of. ``settled``: the definition that the last look found
     right (:func:`fingerprint`), and when that was.

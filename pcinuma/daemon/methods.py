@@ -301,7 +301,7 @@ class Methods:
             },
             "started": self._started,
             "pending": reconciler.pending,
-            "problems": [*self._state_file.problems, *self._stuck()],
+            "problems": [*self._state_file.problems, *reconciler.problems, *self._stuck()],
             "definitions": reconciler.definitions_watched,
             "domains": sorted(domains, key=lambda domain: (domain["name"], domain["uuid"])),
         }

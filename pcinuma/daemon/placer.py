@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from concurrent.futures import Executor
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -51,7 +52,8 @@ class Placed(NamedTuple):
 
 
 class Placer:
-    """``known``: the domains that libvirt has; ``files``: their definitions as libvirt writes them."""
+    """``known``: the domains that libvirt has; ``files``: their definitions as libvirt writes them. ``ended`` is called with a domain's
+    UUID when it was placed, or not, and that is recorded. ``placing``: how often a domain is being placed, until then."""
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Placer:
         files: DefinitionFiles,
         define_events: DefineEvents,
         counters: Counters,
+        ended: Callable[[str], object],
     ) -> None:
         self.settings = settings
         self.state = state
@@ -78,6 +81,8 @@ class Placer:
         self._definitions = Definitions.of(files)
         self._define_events = define_events
         self._counters = counters
+        self._ended = ended
+        self.placing: Counter[str] = Counter()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     @asynccontextmanager
@@ -131,15 +136,25 @@ class Placer:
                 give_way=give_way,
             )
             began = time.monotonic()
-            with self._define_events.counting(uuid) as defined, self.undefine_races.watching(uuid) as check_later:
-                change = await self._in_thread(definition.place, domain, job, self._pools, self._definitions, prefetched)
-                on_placed(Placed(change, change.defines == 1 and self._define_events.so_far(uuid) == 1))
-                if change.changed and not dry_run:
-                    defined(change.defines)
-                    check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
-            if not dry_run:
-                asyncio.get_running_loop().call_soon(self._record, uuid, change, by, began)  # after whoever waited goes on
-            return change
+            self.placing[uuid] += 1
+            try:
+                with self._define_events.counting(uuid) as defined, self.undefine_races.watching(uuid) as check_later:
+                    change = await self._in_thread(definition.place, domain, job, self._pools, self._definitions, prefetched)
+                    on_placed(Placed(change, change.defines == 1 and self._define_events.so_far(uuid) == 1))
+                    if change.changed and not dry_run:
+                        defined(change.defines)
+                        check_later(lambda: self._undefine(domain, uuid, change), change.number is None)
+                if not dry_run:
+                    asyncio.get_running_loop().call_soon(self._record, uuid, change, by, began)  # after whoever waited goes on
+                return change
+            finally:
+                asyncio.get_running_loop().call_soon(self._placed, uuid)
+
+    def _placed(self, uuid: str) -> None:
+        self.placing[uuid] -= 1
+        if not self.placing[uuid]:
+            del self.placing[uuid]
+        self._ended(uuid)
 
     async def revert(self, domain: libvirt.virDomain, *, dry_run: bool, by: str) -> Change:
         """Take the placement out of a definition, alone with it. Raises libvirtError and PcinumaError."""

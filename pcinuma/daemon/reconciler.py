@@ -30,7 +30,7 @@ from pcinuma.daemon.counters import Counters
 from pcinuma.daemon.define_events import DefineEvents
 from pcinuma.daemon.definition import Change, Prefetched
 from pcinuma.daemon.definition_files import DefinitionFiles
-from pcinuma.daemon.inventory import STATE_AFTER, Known, fingerprint, list_domains
+from pcinuma.daemon.inventory import NOT_SETTLED, STATE_AFTER, Known, fingerprint, list_domains
 from pcinuma.daemon.link import DomainEvent
 from pcinuma.daemon.overwritten import read
 from pcinuma.daemon.placer import Placed, Placer
@@ -56,7 +56,8 @@ LATER = 1.0
 """Seconds until a domain is looked at where most likely nothing is to be done: who defines and starts in one go is through by then."""
 SETTLED = 10.0
 """Seconds for which a definition that a look found right counts as that."""
-_WAITING = (Reason.DEVICE_ABSENT, Reason.POOL_UNRESOLVED, Reason.BACKING_UNKNOWN)
+WATCH_AGAIN = 2.0
+"""Seconds between two tries to watch libvirt's definitions, where the kernel refuses that."""
 
 T = TypeVar("T")
 
@@ -77,12 +78,27 @@ class Reconciler:
         self._written = 0  # definitions that libvirt wrote and may yet send an event for
         self._define_events = DefineEvents(self.known, self.want, self.check_later)
         self.placer = Placer(
-            state, state_file, settings, root, pools, executor, self.known, self._files, self._define_events, self.counters
+            state,
+            state_file,
+            settings,
+            root,
+            pools,
+            executor,
+            self.known,
+            self._files,
+            self._define_events,
+            self.counters,
+            self._look_if_written,
         )
         self._under_way: dict[str, asyncio.Future[Optional[Placed]]] = {}  # looks
         self._checks: dict[str, asyncio.Task[None]] = {}
         self._host_changed: Optional[asyncio.TimerHandle] = None
         self._sweep = Sweep()
+
+    @property
+    def problems(self) -> list[str]:
+        """What a person should know, and what to do."""
+        return [self._files.problem] if self._files.problem is not None else []
 
     @property
     def definitions_watched(self) -> Optional[str]:
@@ -170,13 +186,24 @@ class Reconciler:
             return
         for each in [uuid] if uuid is not None else list(self.known):
             known = self.known.get(each)
-            if known is None or self._files.last(each) <= max(known.looked_at, known.noted):
-                continue
-            self._starts.lock_was_free(each)
-            if known.debounce_timer is not None:
-                self._want_debounced(each, known)
-            else:
-                self.check(each)
+            if known is not None and self._files.last(each) > max(known.looked_at, known.noted):
+                self._starts.lock_was_free(each)
+                self._look_if_written(each)
+
+    def _ends_with_a_look(self, uuid: str) -> bool:
+        """Whether the domain is just being placed, at the end of which what is written meanwhile is seen to."""
+        return uuid in self.placer.placing and self.definitions_watched is not None
+
+    def _look_if_written(self, uuid: str) -> None:
+        """Look at a domain if what libvirt wrote last has not been looked at and is not about to be. Called when it was written, and when
+        the domain was placed: what was written in between may be as another look found it, but it is not what this one saw."""
+        known = self.known.get(uuid)
+        if known is None or self._ends_with_a_look(uuid) or self._files.last(uuid) <= max(known.looked_at, known.noted):
+            return
+        if known.debounce_timer is not None:
+            self._want_debounced(uuid, known)
+        else:
+            self.check(uuid)
 
     def _want_debounced(self, uuid: str, known: Known) -> None:
         """Look at a domain that somebody changed, when he is done."""
@@ -229,7 +256,8 @@ class Reconciler:
         self._files.now()
         debounced = sum(known.debounce_timer is not None for known in self.known.values())
         written = self._written + self._files.untold
-        return self._work_queue.size + len(self._checks) + written + debounced + (self._host_changed is not None)
+        looks = len(self._work_queue.domains | self.placer.placing.keys())
+        return looks + len(self._checks) + written + debounced + (self._host_changed is not None)
 
     def check_later(self, uuid: str) -> None:
         """:meth:`check` when nobody is in a hurry any more."""
@@ -240,28 +268,45 @@ class Reconciler:
         known = self.known.get(uuid)
         if known is None or uuid in self._work_queue or uuid in self._checks:
             return
+        if self._ends_with_a_look(uuid):
+            return
         if uuid in self._starts or time.monotonic() - known.settled[1] > SETTLED:
             self.want(uuid, SOMETIME)
             return
-        task = self._checks[uuid] = asyncio.get_running_loop().create_task(self._check(uuid, known))
-        task.add_done_callback(lambda _: self._checks.pop(uuid))
+        self._checks[uuid] = asyncio.get_running_loop().create_task(self._check(uuid, known))
 
     async def _check(self, uuid: str, known: Known) -> None:
-        number = self._files.now()
+        """A definition counts as the one that was found right only if nothing was written between the reading and now: while this goes on,
+        nothing else is begun for what is written."""
         try:
-            same = fingerprint(await self._in_thread(read, known.domain)) == known.settled[0]
-        except libvirt.libvirtError:
-            same = False  # a look knows what to do about it
-        if number is not None:
-            self._files.now()
-            same = same and self._files.last(uuid) <= number  # what was written meanwhile may have come after the reading
-        if not same and self.known.get(uuid) is known:
-            known.changed = True
-            self._want_debounced(uuid, known)
+            number = self._files.now()
+            try:
+                same = fingerprint(await self._in_thread(read, known.domain)) == known.settled[0]
+            except libvirt.libvirtError:
+                same = False  # a look knows what to do about it
+            if self.known.get(uuid) is not known or self._ends_with_a_look(uuid):
+                return
+            if number is not None:
+                self._files.now()
+                same = same and self._files.last(uuid) <= number
+            if same:
+                known.looked_at = max(known.looked_at, number or 0)
+                known.changed = False
+            else:
+                known.changed = True
+                self._want_debounced(uuid, known)
+        finally:
+            del self._checks[uuid]
 
     async def run(self) -> None:
         """Look at what is wanted, until cancelled."""
-        await asyncio.gather(*(self._worker() for _ in range(WORKERS)))
+        await asyncio.gather(self._keep_watching(), *(self._worker() for _ in range(WORKERS)))
+
+    async def _keep_watching(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_AGAIN)
+            if self._files.watch_again():
+                self.sweep()
 
     async def _worker(self) -> None:
         while True:
@@ -279,6 +324,7 @@ class Reconciler:
         if known.contention.remaining():
             return  # what began the pause also set a timer for its end
         prefetched, known.prefetched = known.prefetched, None
+        known.noted = max(known.noted, self._files.last(uuid))
         under_way = self._under_way[uuid] = asyncio.get_running_loop().create_future()
 
         def on_placed(placed: Optional[Placed]) -> None:
@@ -317,6 +363,7 @@ class Reconciler:
             on_placed(None)
 
     def _failed(self, uuid: str, known: Known, message: str) -> None:
+        known.settled = NOT_SETTLED  # a definition that is as before is to be looked at all the same
         self.placer.decisions.failed(uuid, known.domain.name(), message, self.placer.settings.policy, by="reconciler")
 
     def _look_at_waiting(self) -> None:

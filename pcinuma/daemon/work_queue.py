@@ -41,9 +41,9 @@ class WorkQueue:
         return not self._busy and not self._wanted
 
     @property
-    def size(self) -> int:
-        """How many domains are wanted or under way."""
-        return len(self._busy | self._wanted)
+    def domains(self) -> set[str]:
+        """The domains that are wanted or under way."""
+        return self._busy | self._wanted
 
     def want(self, uuid: str, priority: int) -> None:
         """Give the domain out as soon as possible."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,7 +213,7 @@ def test_who_runs_out_of_time_takes_nothing_back(host: PrivateLibvirt, monkeypat
     domain = host.connect().defineXML(guest("loop", (GPU_0,)))
     files = DefinitionFiles(lambda uuid: None, host.path("/etc/libvirt/qemu"))
     files.watch()
-    with files.follow(domain.UUIDString(), "loop") as followed:
+    with closing(files), files.follow(domain.UUIDString(), "loop") as followed:
         before = read(domain)
         raced = Raced(domain, monkeypatch)
         new = before.replace(b"</uuid>", b"</uuid><description>ours</description>", 1)
@@ -230,7 +231,7 @@ def test_what_was_lacking_is_kept_when_putting_it_back_overwrites_another_change
     domain = host.connect().defineXML(guest("lacks", (GPU_0,)))
     files = DefinitionFiles(lambda uuid: None, host.path("/etc/libvirt/qemu"))
     files.watch()
-    with files.follow(domain.UUIDString(), "lacks") as followed:
+    with closing(files), files.follow(domain.UUIDString(), "lacks") as followed:
         before = read(domain)
         meant = before.replace(b"</uuid>", b"</uuid><description>lacking</description>", 1)
         raced = Raced(domain, monkeypatch, times)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any, Optional
 
 import libvirt
@@ -152,4 +152,5 @@ def test_whatever_comes_between_our_steps_is_there_in_the_end(host: PrivateLibvi
     def lived(seed: int, steps: list[str]) -> None:
         live(host, connection, files, seed, steps)
 
-    lived()
+    with closing(files):
+        lived()

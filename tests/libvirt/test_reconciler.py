@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -16,7 +17,7 @@ from pcinuma.errors import DaemonError
 from tests.hosts.machines import MACHINES
 from tests.hosts.small import GPU_0, GPU_1, NIC_0, NIC_1, small_host
 from tests.libvirt.conftest import require
-from tests.libvirt.domains import cells, guest
+from tests.libvirt.domains import cells, guest, hostdev
 from tests.libvirt.events import ADDED, UPDATED, Listener
 from tests.libvirt.harness import PrivateLibvirt
 from tests.libvirt.running_daemon import RunningDaemon, state_files
@@ -314,3 +315,26 @@ def test_a_state_file_full_of_rubbish_is_no_reason_not_to_start(host: PrivateLib
     with pytest.raises(DaemonError):
         daemon.call("PlaceDomain", {"domain": "nobody"})
     assert cells(inactive(domain)) == PLACED
+
+
+INOTIFY_INSTANCES = "/proc/sys/user/max_inotify_instances"
+
+
+def test_a_daemon_for_which_the_kernel_watches_nothing_says_so_and_sees_changes_all_the_same(tmp_path: Path) -> None:
+    """In a user namespace the limits are one's own: no inotify instance, and no fanotify group in any case."""
+    require()
+    starved = ("unshare", "--user", "--map-root-user", "sh", "-c", f'echo 0 > {INOTIFY_INSTANCES} && exec "$@"', "sh")
+    with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host, RunningDaemon(host, starved) as daemon:
+        domain = host.connect().defineXML(guest("vm"))
+        status = daemon.settle()
+        (problem,) = status["problems"]
+        assert "Too many open files" in problem and "fs.inotify.max_user_instances" in problem and status["definitions"] is None
+        for device in ALL[:2]:
+            domain.attachDeviceFlags(hostdev(device), libvirt.VIR_DOMAIN_AFFECT_CONFIG)  # libvirt sends no event for that
+        until(lambda: cells(domain.XMLDesc(SECURE)) == dict.fromkeys(ALL[:2], 0), "the devices to be placed")
+        assert daemon.process is not None
+        raised = ["nsenter", "--user", "--preserve-credentials", "--target", str(daemon.process.pid), "sh", "-c"]
+        subprocess.run([*raised, f"echo 8 > {INOTIFY_INSTANCES}"], check=True)
+        until(lambda: daemon.call("Status")["definitions"] == "inotify", "the definitions to be watched")
+        assert daemon.call("Status")["problems"] == []
+        assert daemon.log().count("definitions cannot be watched") == 1

@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Optional
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 
 from pcinuma.daemon.debounce import CALM, PATIENCE, Debounce
 from pcinuma.daemon.definition_files import DefinitionFiles
-from pcinuma.daemon.file_watch import Fanotify, Inotify, Watch, open_watch
+from pcinuma.daemon.file_watch import Fanotify, Inotify, Watch, Written, open_watch
 from pcinuma.daemon.starts import SIGNS_ARE_LATE, Starts
+from tests.waiting import until
 
 UUIDS = [f"00000000-0000-0000-0000-{number:012}" for number in range(3)]
 
@@ -37,14 +39,25 @@ def rewrite(folder: Path, name: str, text: str) -> None:
 
 def inotify() -> Watch:
     watch = open_watch()
-    return watch if isinstance(watch, Inotify) else Inotify(watch._libc)  # type: ignore[attr-defined]
+    if isinstance(watch, Inotify):
+        return watch
+    watch.close()
+    return Inotify(watch._libc)  # type: ignore[attr-defined]
 
 
 def fanotify() -> Watch:
     watch = open_watch()
     if not isinstance(watch, Fanotify):
+        watch.close()
         pytest.skip("this kernel or container makes no fanotify group")
     return watch
+
+
+def let_go(files: DefinitionFiles) -> None:
+    """Of what the event loop has opened: a user may have few groups and instances."""
+    if files._watch is not None and files._watch.lossless:
+        asyncio.get_running_loop().remove_reader(files._watch.fileno())
+    files.close()
 
 
 WRITES = st.lists(st.tuples(st.sampled_from(UUIDS), st.text("abc<>&", max_size=5)), min_size=1, max_size=40)
@@ -54,16 +67,16 @@ WRITES = st.lists(st.tuples(st.sampled_from(UUIDS), st.text("abc<>&", max_size=5
 @given(writes=WRITES)
 def test_every_version_is_there_whole_and_in_order_though_later_ones_took_its_place(tmp_path: Path, writes: list[tuple[str, str]]) -> None:
     watch = fanotify()
-    assert watch.mark(tmp_path)
+    watch.mark(tmp_path)
     expected = [definition(uuid, text.replace("<", "").replace("&", "")) for uuid, text in writes]
     for (uuid, _), text in zip(writes, expected):
         rewrite(tmp_path, f"vm-{uuid[-1]}", text)
     found = [written.text.decode().partition("-->\n\n")[2] for written in watch.read() if written.text is not None]
-    os.close(watch.fileno())
+    watch.close()
     assert found == expected
 
 
-@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)  # each uses up an inotify instance
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(writes=WRITES)
 def test_without_fanotify_a_version_that_is_missed_is_never_taken_for_another(tmp_path: Path, writes: list[tuple[str, str]]) -> None:
     """Read when all is over: of each domain, the last version is there, and of every other one it is known that there was one."""
@@ -87,6 +100,7 @@ def test_without_fanotify_a_version_that_is_missed_is_never_taken_for_another(tm
                 assert last is not None
                 assert last.decode() == definition(UUIDS[0], str(mine[-1]))
             assert all(version.text is None for version in found[:-1])
+        let_go(files)
 
     asyncio.run(run())
 
@@ -97,7 +111,6 @@ def test_whichever_thread_reads_a_write_it_has_been_told_or_is_counted(tmp_path:
     async def run() -> None:
         told: list[str | None] = []
         files = DefinitionFiles(told.append, tmp_path)
-        os.close(files._watch.fileno()) if files._watch else None
         files._watch = fanotify()
         files.watch()
         for number, by_thread in enumerate(elsewhere, 1):
@@ -112,8 +125,7 @@ def test_whichever_thread_reads_a_write_it_has_been_told_or_is_counted(tmp_path:
         while files.untold:
             await asyncio.sleep(0)
         assert len(told) == len(elsewhere)
-        asyncio.get_running_loop().remove_reader(files._watch.fileno())
-        os.close(files._watch.fileno())
+        let_go(files)
 
     asyncio.run(run())
 
@@ -145,8 +157,71 @@ def test_only_what_is_followed_is_kept_and_everything_is_numbered(tmp_path: Path
         await asyncio.sleep(0.05)
         assert told.count(UUIDS[0]) == 4
         assert told.count(UUIDS[1]) == 3
+        let_go(files)
 
     asyncio.run(run())
+
+
+class Scripted:
+    """A watch that tells what it is given."""
+
+    kind, lossless = "scripted", False
+
+    def __init__(self, written: list[Written]) -> None:
+        self._written = written
+        self._end, self._other_end = os.pipe()
+
+    def fileno(self) -> int:
+        return self._end
+
+    def mark(self, folder: Path) -> None:
+        pass
+
+    def close(self) -> None:
+        os.close(self._end)
+        os.close(self._other_end)
+
+    def read(self) -> Iterator[Written]:
+        while self._written:
+            yield self._written.pop(0)
+
+
+@pytest.mark.parametrize("name", [None, "vm-1.xml"])
+def test_a_write_that_was_missed_may_have_been_anybodys(tmp_path: Path, name: Optional[str]) -> None:
+    """But for a domain that is followed, where the name says that it was another."""
+    written: list[Written] = []
+    files = DefinitionFiles(lambda uuid: None, tmp_path)
+    files._watch = Scripted(written)
+    files.watch()
+    rewritten = Written("vm-0.xml", definition(UUIDS[0], "text").encode(), None)
+    with files.follow(UUIDS[1], "vm-1") as one, files.follow(UUIDS[2], "vm-2") as other:
+        written.append(rewritten)
+        before = files.now()
+        written.append(Written(name, None, None))
+        after = files.now()
+        assert before is not None and after is not None and after > before
+        assert files.last(UUIDS[0]) == one.last() == files.last("somebody") == after
+        assert [version.text for version in one.since(before)] == [None]
+        assert other.last() == (after if name is None else files.last(UUIDS[2])) and bool(other.since(before)) is (name is None)
+        assert name is None or other.last() < before
+    files.close()
+
+
+@pytest.mark.parametrize("watch", [fanotify, inotify])
+def test_what_is_closed_holds_nothing_and_nobody_reads_it(tmp_path: Path, watch: Callable[[], Watch]) -> None:
+    """A command leaves nothing of the few groups and instances behind that a user may have."""
+    before, threads = set(os.listdir("/proc/self/fd")), set(threading.enumerate())
+    for _ in range(3):
+        files = DefinitionFiles(lambda uuid: None, tmp_path)
+        files._watch = watch()
+        files.watch()
+        rewrite(tmp_path, "vm-0", definition(UUIDS[0], "text"))
+        assert files.now() is not None
+        files.close()
+        files.close()
+        assert files.kind is None and files.now() is None
+    until(lambda: set(threading.enumerate()) <= threads, "the threads to end", 20)
+    assert set(os.listdir("/proc/self/fd")) <= before
 
 
 def test_a_folder_that_comes_later_or_anew_is_watched_from_then_on(tmp_path: Path) -> None:
@@ -167,6 +242,7 @@ def test_a_folder_that_comes_later_or_anew_is_watched_from_then_on(tmp_path: Pat
                 file.unlink()
             folder.rmdir()
             files.watch()
+        let_go(files)
 
     asyncio.run(run())
 

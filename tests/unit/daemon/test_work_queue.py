@@ -19,7 +19,7 @@ def test_an_event_comes_before_a_sweep_and_nobody_is_given_out_twice() -> None:
         work_queue.want("b", NOW)
         assert [await work_queue.next(), await work_queue.next()] == ["b", "a"]
         work_queue.want("b", NOW)  # while it is being looked at
-        assert work_queue.size == 2
+        assert len(work_queue.domains) == 2
         waiting = asyncio.ensure_future(work_queue.next())
         await asyncio.sleep(0)
         assert not waiting.done()
@@ -27,7 +27,7 @@ def test_an_event_comes_before_a_sweep_and_nobody_is_given_out_twice() -> None:
         assert await waiting == "b"
         work_queue.done("a")
         work_queue.done("b")
-        assert work_queue.idle and work_queue.size == 0
+        assert work_queue.idle and not work_queue.domains
 
     asyncio.run(walk())
 
