@@ -83,11 +83,11 @@ def placement_faults(before: str, after: str, host: Host, report: dict[str, Any]
     outcome = "placed" if owned and report["outcome"] == "unchanged" else report["outcome"]  # placed a moment ago, it is unchanged now
     found = report_faults(one, other, host, {**report, "outcome": outcome})
     stands = report["outcome"] == "fallback"  # as long as a device is absent or the host cannot be read, right or wrong
-    if owned:
+    if owned and not (stands and same(before, after)):  # libvirt has put what came on whatever port was free
         found += layout_faults(one if exact else other, other, owned, fresh and exact)
     if owned and not stands:
         found += place_faults(other, host, report, fresh)
-        if exact and before != after:  # the entry of a device that is gone is no reason for a definition of ours
+        if exact and not same(before, after):  # the entry of a device that is gone is no reason for a definition of ours
             found += record_faults(one, other)
     if stands:
         found = [fault for fault in found if ": placed, and yet a reason" not in fault]
@@ -98,8 +98,18 @@ def placement_faults(before: str, after: str, host: Host, report: dict[str, Any]
 
 
 def same(before: str, after: str) -> bool:
-    """Whether two definitions say the same: libvirt shows metadata with other white space once it has read them back from its file."""
-    return lines(etree.fromstring(before)) == lines(etree.fromstring(after))
+    """Whether two definitions say the same: libvirt shows metadata with other white space once it has read them back from its file, and PCI
+    controllers in another order once it has been given what it shows."""
+    return lines(_ordered(before)) == lines(_ordered(after))
+
+
+def _ordered(xml: str) -> etree._Element:
+    """A definition with its PCI controllers in the order of their indexes."""
+    root = etree.fromstring(xml)
+    controllers = root.findall("devices/controller[@type='pci']")
+    for controller in sorted(controllers, key=lambda controller: int(controller.get("index", "0"))):
+        controllers[0].getparent().append(controller)
+    return root
 
 
 def foreign_device_faults(before: str, after: str, *, exact: bool) -> list[str]:
@@ -118,13 +128,15 @@ def shape(xml: str) -> str:
     return lines(root)
 
 
-def movement_faults(before: str, then: dict[str, Home], after: str, now: dict[str, Home]) -> list[str]:
-    """Nobody moves whose place did not change: neither in the XML nor in the bus numbers that the guest sees."""
+def movement_faults(stood: str, before: str, then: dict[str, Home], after: str, now: dict[str, Home]) -> list[str]:
+    """Nobody moves whose place did not change: neither in the XML nor in the bus numbers that the guest sees. ``stood``: what
+    ``before`` was made from; where libvirt has put a device since, by chance on a port of ours, it need not stay."""
     seen, sees = _seen(before), _seen(after)
     standing, devices = set(placed(before)), {device.source for device in passed(before.encode())}
+    was = {device.source: device.at for device in passed(stood.encode())}
     found = []
     for name, at in seen.items():
-        if name in devices and (name not in standing or name not in then or then[name] != now.get(name)):
+        if name in devices and (name not in standing or name not in then or then[name] != now.get(name) or was.get(name) != at[0]):
             continue
         if name in sees and sees[name] != at:
             found.append(f"{name} moved from {at} to {sees[name]} (address and bus number), for no reason of its own")
@@ -174,6 +186,6 @@ def status_faults(after: str, entry: Optional[dict[str, Any]], allowed: bool) ->
         found.append(f"status says outcome {entry['outcome']!r}")
     if entry["reason"] == "already-placed" and not sits:
         found.append("status says that every device is where it should be, and none is placed")
-    return found
+    return [*found, f"status: {entry}"] if found else []
 
 

@@ -63,6 +63,8 @@ from tests.waiting import until
 MOST = 3
 NAMES = ("vm1", "vm2", "vm3", "vm4")
 RESTARTS = 4
+LOG = 30
+"""Lines of it that a failure tells."""
 CONTENDED, WITHIN = 5, 60.0
 """How often within how many seconds an owner has undone our work before he is left alone."""
 SETTINGS = {
@@ -595,7 +597,10 @@ class Lives(RuleBasedStateMachine):
             found += self._same(life, before, after)
             now = life.homes  # what changed meanwhile counts when it is dealt with again
         else:
-            found += self._placed(life, before, after, policy, now)
+            plan = self._what_more(life)
+            found += self._placed(life, before, after, policy, now, plan)
+            if plan["report"]["outcome"] == "fallback":  # it stands as it did
+                now = {**now, **{source: was for source, was in life.homes.items() if source in now}}
         if status is not None:
             found += status_faults(after, entry, allowed)
             if entry is not None and entry["name"] != life.name:
@@ -619,11 +624,10 @@ class Lives(RuleBasedStateMachine):
     def _undone(self, life: Life, back: str) -> list[str]:
         return undo_faults(life.owners, life.exact, back)
 
-    def _placed(self, life: Life, before: str, after: str, policy: str, now: dict[str, Home]) -> list[str]:
-        """It was to be placed."""
+    def _placed(self, life: Life, before: str, after: str, policy: str, now: dict[str, Home], plan: dict[str, Any]) -> list[str]:
+        """It was to be placed. ``plan``: what another look would do."""
         host = self.world.model
         one, other = before.encode(), after.encode()
-        plan = self._what_more(life)
         found = foreign_device_faults(before, after, exact=life.certain)
         if self.only_looked and before != after:
             found.append(f"looked at again, and changed:\n{difference(before, after)}")
@@ -632,7 +636,7 @@ class Lives(RuleBasedStateMachine):
         found += placement_faults(before, after, host, plan["report"], exact=life.certain)
         mine, before_mine = ours(other), ours(one)
         if before_mine and mine and not life.afresh and life.certain and not kept(before) and not kept(after):
-            found += movement_faults(before, life.homes, after, now)
+            found += movement_faults(life.xml or before, before, life.homes, after, now)
         if before_mine and not mine:
             found += self._undone(life, after)
         elif mine and (before != after or before != life.xml):
@@ -680,7 +684,8 @@ class Lives(RuleBasedStateMachine):
         head = f"after {len(self.story)} steps{f', {life.name}' if life else ''}:"
         story = [f"{number:3} {words}" for number, words in enumerate(self.story, 1)]
         state = f"host: {self.world.hardware}; pcinuma.conf: {self.settings}; decided: {self.decided}"
-        raise AssertionError("\n".join([head, *found, "", "What happened:", *story, state]))
+        log = self.world.daemon.log().splitlines()[-LOG:]
+        raise AssertionError("\n".join([head, *found, "", "What happened:", *story, state, "", "The end of the daemon's log:", *log]))
 
 
 def _foreseen(done: dict[str, Any], plan: dict[str, Any]) -> dict[str, Any]:
