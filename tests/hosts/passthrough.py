@@ -130,17 +130,23 @@ def cells_for(xml: bytes, host: Host, node: int) -> set[int]:
     """The guest cells that stand for a host node: one is the answer; none or several leave the device where it is."""
     root = _tree(xml)
     cells = {int(c.get("id", str(n))): c.get("cpus") for n, c in enumerate(root.findall("cpu/numa/cell"))}
-    by_memory = {
-        int(m.get("cellid"))
-        for m in root.findall("numatune/memnode")
-        if node in nodeset(m.get("nodeset")) and int(m.get("cellid")) in cells
-    }
+    memnodes = {int(m.get("cellid")): nodeset(m.get("nodeset")) for m in root.findall("numatune/memnode")}
+    memory = _without_auto(root.find("numatune/memory"), "nodeset")
+    by_memory = {cell for cell in cells if node in memnodes.get(cell, memory)}
     if len(by_memory) == 1:
         return by_memory
     local = cpu_set(host.nodes[node].cpus) - host.offline_cpus
     pins = {int(p.get("vcpu")): nodeset(p.get("cpuset")) for p in root.findall("cputune/vcpupin")}
-    by_cpu = {cell for cell, cpus in cells.items() if cpus and any(pins.get(vcpu, set()) & local for vcpu in nodeset(cpus))}
+    others = _without_auto(root.find("vcpu"), "cpuset")
+    by_cpu = {cell for cell, cpus in cells.items() if cpus and any(pins.get(vcpu, others) & local for vcpu in nodeset(cpus))}
     return by_cpu or (by_memory if len(by_memory) > 1 else set())
+
+
+def _without_auto(element: Optional[etree._Element], attribute: str) -> set[int]:
+    """What an element binds to where nothing more exact is said; under ``placement='auto'`` that is not known beforehand."""
+    if element is None or element.get(attribute) is None or element.get("placement") == "auto":
+        return set()
+    return nodeset(element.get(attribute))
 
 
 def placement(xml: bytes) -> Optional[etree._Element]:
