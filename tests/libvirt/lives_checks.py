@@ -112,6 +112,8 @@ def _ordered(xml: str) -> etree._Element:
     metadata = root.find("metadata")
     if metadata is not None and not len(metadata):
         root.remove(metadata)
+    for own in root.findall(f"metadata/{NS}pcinuma"):
+        own.text = own.text if (own.text or "").strip() else None  # white space for children that it has or not
     return root
 
 
