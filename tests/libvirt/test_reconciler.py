@@ -317,24 +317,40 @@ def test_a_state_file_full_of_rubbish_is_no_reason_not_to_start(host: PrivateLib
     assert cells(inactive(domain)) == PLACED
 
 
-INOTIFY_INSTANCES = "/proc/sys/user/max_inotify_instances"
+USER = "54321"
+"""A user of whom the kernel counts nothing else."""
+AS_USER = ("setpriv", "--reuid", USER, "--bounding-set", "-sys_admin")
+HOG = """
+import ctypes, resource, time
+resource.setrlimit(resource.RLIMIT_NOFILE, 2 * (resource.getrlimit(resource.RLIMIT_NOFILE)[1],))
+libc = ctypes.CDLL(None)
+while libc.inotify_init1(0) >= 0: pass
+print("none left", flush=True)
+time.sleep(3600)
+"""
 
 
 def test_a_daemon_for_which_the_kernel_watches_nothing_says_so_and_sees_changes_all_the_same(tmp_path: Path) -> None:
-    """In a user namespace the limits are one's own: no inotify instance, and no fanotify group in any case."""
+    """All inotify instances that its user may have are taken, and fanotify is not allowed."""
     require()
-    starved = ("unshare", "--user", "--map-root-user", "sh", "-c", f'echo 0 > {INOTIFY_INSTANCES} && exec "$@"', "sh")
-    with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host, RunningDaemon(host, starved) as daemon:
-        domain = host.connect().defineXML(guest("vm"))
-        status = daemon.settle()
-        (problem,) = status["problems"]
-        assert "Too many open files" in problem and "fs.inotify.max_user_instances" in problem and status["definitions"] is None
-        for device in ALL[:2]:
-            domain.attachDeviceFlags(hostdev(device), libvirt.VIR_DOMAIN_AFFECT_CONFIG)  # libvirt sends no event for that
-        until(lambda: cells(domain.XMLDesc(SECURE)) == dict.fromkeys(ALL[:2], 0), "the devices to be placed")
-        assert daemon.process is not None
-        raised = ["nsenter", "--user", "--preserve-credentials", "--target", str(daemon.process.pid), "sh", "-c"]
-        subprocess.run([*raised, f"echo 8 > {INOTIFY_INSTANCES}"], check=True)
-        until(lambda: daemon.call("Status")["definitions"] == "inotify", "the definitions to be watched")
-        assert daemon.call("Status")["problems"] == []
-        assert daemon.log().count("definitions cannot be watched") == 1
+    with PrivateLibvirt(host_tree=small_host(tmp_path / "host")) as host:
+        with host.path("/etc/passwd").open("a") as users:
+            users.write(f"starved:x:{USER}:0::/:/bin/sh\n")  # libvirt asks for it
+        hog = subprocess.Popen([*AS_USER, "/usr/bin/python3", "-c", HOG], stdout=subprocess.PIPE, text=True)
+        try:
+            assert hog.stdout is not None and hog.stdout.readline() == "none left\n"
+            with RunningDaemon(host, (*AS_USER, "--inh-caps", "-all,+dac_override", "--ambient-caps", "-all,+dac_override")) as daemon:
+                domain = host.connect().defineXML(guest("vm"))
+                status = daemon.settle()
+                (problem,) = status["problems"]
+                assert "Too many open files" in problem and "fs.inotify.max_user_instances" in problem and status["definitions"] is None
+                for device in ALL[:2]:
+                    domain.attachDeviceFlags(hostdev(device), libvirt.VIR_DOMAIN_AFFECT_CONFIG)  # libvirt sends no event for that
+                until(lambda: cells(domain.XMLDesc(SECURE)) == dict.fromkeys(ALL[:2], 0), "the devices to be placed")
+                hog.kill()
+                until(lambda: daemon.call("Status")["definitions"] == "inotify", "the definitions to be watched")
+                assert daemon.call("Status")["problems"] == []
+                assert daemon.log().count("definitions cannot be watched") == 1
+        finally:
+            hog.kill()
+            hog.communicate()
