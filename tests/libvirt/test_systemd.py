@@ -184,6 +184,7 @@ def test_the_proxy_switched_onto_libvirts_socket_is_taken_off_it_by_the_uninstal
     before = installed.written()
     installed.run("pcinuma", "proxy", "enable")
     installed.run("virsh", "-q", "define", "/srv/placed.xml")
+    await_placed(installed)
     assert "/etc/systemd/system/libvirtd.socket.d/50-pcinuma.conf" in installed.written() - before
     said = installed.run("./install.sh", "--purge").stdout
     assert "libvirt's socket is libvirt's again" in said and "placed: reverted" in said

@@ -220,7 +220,7 @@ def test_what_is_closed_holds_nothing_and_nobody_reads_it(tmp_path: Path, watch:
         files.close()
         files.close()
         assert files.kind is None and files.now() is None
-    until(lambda: set(threading.enumerate()) <= threads, "the threads to end", 20)
+    until(lambda: set(threading.enumerate()) <= threads, "the threads to end")
     assert set(os.listdir("/proc/self/fd")) <= before
 
 
