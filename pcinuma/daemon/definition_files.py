@@ -27,6 +27,7 @@ import select
 import threading
 from collections import OrderedDict
 from contextlib import contextmanager
+from errno import EMFILE, ENOSPC
 from pathlib import Path
 from typing import Callable, Iterator, NamedTuple, Optional
 
@@ -36,6 +37,7 @@ from pcinuma.log import log
 FOLDER = Path("/etc/libvirt/qemu")
 REMEMBERED = 8192
 """Domains of which is known when they were last written; of the others, that they were not since."""
+_LIMITS = {EMFILE: "fs.inotify.max_user_instances", ENOSPC: "fs.inotify.max_user_watches"}
 _SUFFIX = ".xml"
 _UUID = 36
 
@@ -110,7 +112,7 @@ class DefinitionFiles:
         self._untold = 0
         self._followed: dict[str, list[Followed]] = {}
         self._folder_changed: Optional[int] = None
-        self._refused: Optional[str] = None
+        self._refused: Optional[OSError] = None
         self._woken_by: Optional[tuple[int, int]] = None  # a pipe that ends what reads at once
 
     @property
@@ -133,7 +135,7 @@ class DefinitionFiles:
             self._watch = self._watch or open_watch()
             self._watch.mark(self.folder)
         except OSError as error:
-            self._refused_because(error.strerror or str(error))
+            self._refused_because(error)
             return
         self._refused = None
         with self.lock:
@@ -169,20 +171,20 @@ class DefinitionFiles:
         before, self._folder_changed = self._folder_changed, changed
         return before not in (None, changed)
 
-    def _refused_because(self, why: str) -> None:
-        if why != self._refused:
-            log.warning("definitions cannot be watched", folder=str(self.folder), error=why)
-        self._watched, self._refused = None, why
+    def _refused_because(self, error: OSError) -> None:
+        if self._refused is None or self._refused.errno != error.errno:
+            log.warning("definitions cannot be watched", folder=str(self.folder), error=error.strerror)
+        self._watched, self._refused = None, error
 
     @property
     def problem(self) -> Optional[str]:
         """What a person should know about the watching, and what to do."""
         if self._refused is None or self.kind is not None:
             return None
-        return (
-            f"libvirt's definitions in {self.folder} cannot be watched ({self._refused}): what is changed while pcinuma changes the same"
-            " domain may be lost, and changes without an event are seen a moment later; raise fs.inotify.max_user_instances (sysctl)"
-        )
+        limit = _LIMITS.get(self._refused.errno or 0)
+        what = f"libvirt's definitions in {self.folder} cannot be watched ({self._refused.strerror})"
+        then = "what is changed while pcinuma changes the same domain may be lost, and changes without an event are seen a moment later"
+        return f"{what}: {then}" + (f"; raise {limit} (sysctl)" if limit else "")
 
     def forget(self) -> None:
         """The connection is gone; the next libvirt may be another one."""

@@ -7,6 +7,7 @@ import asyncio
 import os
 import threading
 from collections.abc import Callable, Iterator
+from errno import EMFILE, ENOSPC
 from pathlib import Path
 from typing import Optional
 
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pcinuma.daemon import definition_files
 from pcinuma.daemon.debounce import CALM, PATIENCE, Debounce
 from pcinuma.daemon.definition_files import DefinitionFiles
 from pcinuma.daemon.file_watch import Fanotify, Inotify, Watch, Written, open_watch
@@ -204,6 +206,28 @@ def test_a_write_that_was_missed_may_have_been_anybodys(tmp_path: Path, name: Op
         assert [version.text for version in one.since(before)] == [None]
         assert other.last() == (after if name is None else files.last(UUIDS[2])) and bool(other.since(before)) is (name is None)
         assert name is None or other.last() < before
+    files.close()
+
+
+@pytest.mark.parametrize(("number", "advice"), [(EMFILE, "max_user_instances"), (ENOSPC, "max_user_watches"), (0, None)])
+def test_what_cannot_be_watched_is_told_and_seen_by_the_folders_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: Optional[str]
+) -> None:
+    def refuse() -> Watch:
+        raise OSError(number, "why not")
+
+    files = DefinitionFiles(lambda uuid: None, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(definition_files, "open_watch", refuse)
+        files.watch()
+        assert files.kind is None and files.now() is None
+        assert files.problem is not None and "(why not)" in files.problem
+        assert ("sysctl" in files.problem) is (advice is not None) and (advice or "") in files.problem
+        assert not files.watch_again()
+        os.utime(tmp_path, (1, 1))
+        assert files.watch_again() and not files.watch_again()
+    assert files.watch_again() and not files.watch_again()
+    assert files.kind is not None and files.problem is None
     files.close()
 
 
