@@ -6,7 +6,8 @@ device or network that it waits for may have come, at the start and after a reco
 and when a person asks. Several domains are looked at at once, those with an event before those of a sweep. Looking at a domain that is
 right changes nothing, so our own definition needs no special care for its own sake. But other domains may be in a hurry, so where most
 likely nothing is to be done (our own definition, a domain that stopped), that look comes later, and only if the definition is not what
-another look has found right meanwhile (:meth:`Reconciler.check`).
+another look has found right meanwhile (:meth:`Reconciler.check`). What libvirt writes while a domain is looked at or checked begins nothing
+of its own: whoever looks sees to it at his end, so that the last decision is about the last definition.
 
 A start in the same breath as the define (:meth:`Reconciler.prepare`, for the proxy) joins the look that the define has caused.
 
